@@ -1,0 +1,3 @@
+//! Partition runtime for the inference engine.
+
+fn main() {}

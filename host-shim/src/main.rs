@@ -1,0 +1,3 @@
+//! Host side: VMM and flexserve command line.
+
+fn main() {}

@@ -1,0 +1,266 @@
+//! The session: a few pages that the partition shares with the host and that hold two byte rings.
+//!
+//! The partition shares the pages, writes [`MAGIC`], and waits with FFA_MSG_WAIT. The host writes a frame into
+//! `to_partition` and lets it run; answers come back in `to_host`, each followed by FFA_YIELD so that the host
+//! looks. Each side trusts nothing that it reads: positions are taken modulo the ring, lengths are bounded by what
+//! is there, and bytes are copied out once before they are looked at.
+
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// [`Session::magic`] once the partition listens.
+pub const MAGIC: u32 = 0x3153_5346;
+/// Bytes of each ring. A power of two, so that positions may wrap at 2^32.
+pub const RING_SIZE: usize = 64 * 1024;
+/// Pages of the session.
+pub const SESSION_PAGES: u64 = 33;
+/// The most bytes that a frame's payload has.
+pub const MAX_FRAME: usize = RING_SIZE / 2;
+
+/// Frame kinds.
+pub mod frame {
+    /// Host to partition: a [`super::Request`], then the prompt (UTF-8).
+    pub const REQUEST: u32 = 1;
+    /// Host to partition: stop the answer.
+    pub const CANCEL: u32 = 2;
+    /// Host to partition: end.
+    pub const SHUTDOWN: u32 = 3;
+    /// Partition to host: the model is loaded; a [`super::Ready`].
+    pub const READY: u32 = 0x101;
+    /// Partition to host: the prompt is read; no payload. Sent before the first token.
+    pub const PREFILLED: u32 = 0x102;
+    /// Partition to host: a piece of the answer (complete UTF-8).
+    pub const TOKEN: u32 = 0x103;
+    /// Partition to host: the answer is whole; a [`super::Done`].
+    pub const DONE: u32 = 0x104;
+    /// Partition to host: the request or the model was refused; a [`super::Failure`], then text for people (UTF-8).
+    pub const ERROR: u32 = 0x105;
+}
+
+/// Payload of REQUEST, before the prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Request {
+    /// Most tokens of the answer.
+    pub max_tokens: u32,
+    /// Context length in tokens; 0: the model's own.
+    pub context: u32,
+    /// Temperature as f32 bits; 0 is greedy.
+    pub temperature: u32,
+    /// Bits: 1 = raw completion, no request template.
+    pub flags: u32,
+    /// Sampler seed.
+    pub seed: u64,
+}
+/// [`Request::flags`]: raw completion.
+pub const REQUEST_RAW: u32 = 1;
+
+/// Payload of READY.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Ready {
+    /// Ticks from start to here.
+    pub load_ticks: u64,
+    /// Bytes of the model file.
+    pub model_bytes: u64,
+    /// Heap bytes in use.
+    pub heap_used: u64,
+}
+
+/// Payload of DONE.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Done {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub tokens: u32,
+    /// Ticks of the prompt phase.
+    pub prefill_ticks: u64,
+    /// Ticks of the answer phase.
+    pub decode_ticks: u64,
+    /// 0: end of text, 1: length, 2: cancelled.
+    pub stop: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Payload of ERROR, before the text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Failure {
+    /// One of [`failure`].
+    pub code: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Codes of [`Failure`].
+pub mod failure {
+    /// The model file is malformed or not supported: its provider's fault.
+    pub const MODEL: u32 = 1;
+    /// The partition's memory does not suffice for this model or context.
+    pub const MEMORY: u32 = 2;
+    /// The request is malformed: the caller's fault.
+    pub const REQUEST: u32 = 3;
+}
+
+/// One direction: a single-producer single-consumer byte ring. Valid when zeroed.
+#[repr(C, align(64))]
+pub struct Ring {
+    head: AtomicU32,
+    _pad0: [u32; 15],
+    tail: AtomicU32,
+    _pad1: [u32; 15],
+    data: [AtomicU8; RING_SIZE],
+}
+
+/// What was wrong with a ring or a frame: the other side's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingError {
+    /// The other side moved its position to where it cannot be.
+    Corrupt,
+    /// A frame is longer than [`MAX_FRAME`] or than the caller's buffer.
+    TooLong,
+}
+
+/// Bytes of a frame's header: kind and length.
+const HEADER: usize = 8;
+
+impl Ring {
+    fn used(&self) -> Result<usize, RingError> {
+        let used = self.head.load(Ordering::Acquire).wrapping_sub(self.tail.load(Ordering::Acquire)) as usize;
+        if used > RING_SIZE { Err(RingError::Corrupt) } else { Ok(used) }
+    }
+
+    fn put(&self, at: u32, bytes: &[u8]) {
+        for (i, b) in bytes.iter().enumerate() {
+            let index = (at.wrapping_add(i as u32) as usize) % RING_SIZE;
+            if let Some(cell) = self.data.get(index) {
+                cell.store(*b, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn take(&self, at: u32, bytes: &mut [u8]) {
+        for (i, b) in bytes.iter_mut().enumerate() {
+            let index = (at.wrapping_add(i as u32) as usize) % RING_SIZE;
+            *b = self.data.get(index).map_or(0, |cell| cell.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Writes one frame made of two parts. Returns false when there is no room now.
+    pub fn send(&self, kind: u32, first: &[u8], second: &[u8]) -> Result<bool, RingError> {
+        let length = first.len() + second.len();
+        if length > MAX_FRAME {
+            return Err(RingError::TooLong);
+        }
+        if RING_SIZE - self.used()? < HEADER + length {
+            return Ok(false);
+        }
+        let head = self.head.load(Ordering::Relaxed);
+        self.put(head, &kind.to_le_bytes());
+        self.put(head.wrapping_add(4), &(length as u32).to_le_bytes());
+        self.put(head.wrapping_add(8), first);
+        self.put(head.wrapping_add(8 + first.len() as u32), second);
+        self.head.store(head.wrapping_add((HEADER + length) as u32), Ordering::Release);
+        Ok(true)
+    }
+
+    /// Reads one frame into `buffer`. Returns its kind and length, or none when there is no whole frame.
+    pub fn receive(&self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>, RingError> {
+        let used = self.used()?;
+        if used < HEADER {
+            return Ok(None);
+        }
+        let tail = self.tail.load(Ordering::Relaxed);
+        let mut word = [0; 4];
+        self.take(tail, &mut word);
+        let kind = u32::from_le_bytes(word);
+        self.take(tail.wrapping_add(4), &mut word);
+        let length = u32::from_le_bytes(word) as usize;
+        if length > MAX_FRAME {
+            return Err(RingError::TooLong);
+        }
+        if used < HEADER + length {
+            return Err(RingError::Corrupt);
+        }
+        let Some(target) = buffer.get_mut(..length) else { return Err(RingError::TooLong) };
+        self.take(tail.wrapping_add(8), target);
+        self.tail.store(tail.wrapping_add((HEADER + length) as u32), Ordering::Release);
+        Ok(Some((kind, length)))
+    }
+}
+
+/// The session pages. Valid when zeroed. Lies at [`crate::manifest::layout::SESSION`] in the partition.
+#[repr(C, align(4096))]
+pub struct Session {
+    /// [`MAGIC`] once the partition listens.
+    pub magic: AtomicU32,
+    _pad: [u32; 15],
+    /// Requests.
+    pub to_partition: Ring,
+    /// Answers.
+    pub to_host: Ring,
+}
+const _: () = assert!(RING_SIZE.is_power_of_two());
+const _: () = assert!(size_of::<Session>() as u64 <= SESSION_PAGES * crate::PAGE_SIZE);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::boxed::Box;
+
+    fn ring() -> Box<Ring> {
+        Box::new(Ring {
+            head: AtomicU32::new(0),
+            _pad0: [0; 15],
+            tail: AtomicU32::new(0),
+            _pad1: [0; 15],
+            data: [const { AtomicU8::new(0) }; RING_SIZE],
+        })
+    }
+
+    #[test]
+    fn frames_survive_wrapping() {
+        let ring = ring();
+        ring.head.store(u32::MAX - 2, Ordering::Relaxed);
+        ring.tail.store(u32::MAX - 2, Ordering::Relaxed);
+        let mut buffer = [0; MAX_FRAME];
+        for round in 0..200u32 {
+            let payload = [round as u8; 701];
+            assert_eq!(ring.send(round, &payload[..100], &payload[100..]), Ok(true));
+            assert_eq!(ring.receive(&mut buffer), Ok(Some((round, 701))));
+            assert!(buffer[..701].iter().all(|b| *b == round as u8));
+        }
+        assert_eq!(ring.receive(&mut buffer), Ok(None));
+    }
+
+    #[test]
+    fn a_full_ring_takes_nothing_and_loses_nothing() {
+        let ring = ring();
+        let payload = [7; MAX_FRAME];
+        assert_eq!(ring.send(1, &payload, &[]), Ok(true));
+        assert_eq!(ring.send(2, &payload, &[]), Ok(false));
+        let mut buffer = [0; MAX_FRAME];
+        assert_eq!(ring.receive(&mut buffer), Ok(Some((1, MAX_FRAME))));
+        assert_eq!(ring.send(2, &payload, &[1]), Err(RingError::TooLong));
+    }
+
+    #[test]
+    fn hostile_positions_and_lengths_are_refused() {
+        let ring = ring();
+        let mut buffer = [0; 64];
+        ring.head.store(RING_SIZE as u32 + 1, Ordering::Relaxed);
+        assert_eq!(ring.receive(&mut buffer), Err(RingError::Corrupt));
+        assert_eq!(ring.send(1, &[0], &[]), Err(RingError::Corrupt));
+        ring.head.store(8, Ordering::Relaxed);
+        ring.put(4, &u32::MAX.to_le_bytes());
+        assert_eq!(ring.receive(&mut buffer), Err(RingError::TooLong));
+        ring.put(4, &100u32.to_le_bytes());
+        assert_eq!(ring.receive(&mut buffer), Err(RingError::Corrupt));
+        ring.head.store(8 + 100, Ordering::Relaxed);
+        assert_eq!(ring.receive(&mut buffer), Err(RingError::TooLong));
+    }
+}

@@ -1,0 +1,1 @@
+//! Hypervisor policy: FF-A dispatcher, partitions, vendor service, PSCI mediation.

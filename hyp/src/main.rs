@@ -1,0 +1,3 @@
+//! The hypervisor image.
+
+fn main() {}

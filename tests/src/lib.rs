@@ -1,0 +1,1 @@
+//! System tests and attack suite.
