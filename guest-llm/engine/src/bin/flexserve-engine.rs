@@ -1,0 +1,3 @@
+//! The engine as a command on the development machine.
+
+fn main() {}

@@ -1,0 +1,74 @@
+//! Inference engine: GGUF parser, tokenizers, quantised kernels, KV cache, sampling.
+//!
+//! `no_std` + `alloc`; runs in the confidential partition and, as the command `flexserve-engine`, on the development
+//! machine. It knows nothing of hypervisors, files, clocks or threads: the caller brings the model's bytes and a
+//! memory limit, and gets text.
+//!
+//! ```no_run
+//! use flexserve_engine::{Event, Flow, Limits, Model, Request, Sampling, Session, SessionConfig, generate};
+//!
+//! # fn demo(bytes: &[u8]) -> Result<(), flexserve_engine::Error> {
+//! let model = Model::load(bytes, &Limits::default())?;
+//! let config = SessionConfig::for_model(&model);
+//! let _needed = Session::required_bytes(&model, &config)?; // exact, before anything is allocated
+//! let mut session = Session::new(&model, &config)?;
+//! let request = Request { prompt: "wake me at six", raw: false, max_tokens: 128, sampling: Sampling::default() };
+//! let mut answer = String::new();
+//! let _report = generate(&mut session, &request, &mut |event| {
+//!     if let Event::Text(text) = event {
+//!         answer.push_str(text);
+//!     }
+//!     Flow::Continue
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`generate`] is made of public steps, for callers that want more control: [`Tokenizer::encode_request`],
+//! [`Session::prefill`], [`Sampler::sample`], [`Detokenizer::push`], [`Session::decode`].
+//!
+//! # Properties
+//! - **In place.** [`Model`] borrows the file's bytes. Weights are read where they lie, in their stored format; they are
+//!   never copied or expanded, and need no alignment. Any page of them may be refetched behind the engine's back.
+//! - **Hostile input.** File and prompt are untrusted. Counts, lengths, dimensions, offsets and alignment are checked
+//!   before any allocation; allocations are fallible and within [`Limits::memory_bytes`] and
+//!   [`SessionConfig::memory_limit`]; nothing panics; work is bounded by the size of file, prompt and context. Errors
+//!   name the guilty key, tensor or token.
+//! - **No allocation while decoding.** [`Session::new`] and [`Sampler::new`] allocate all that decoding uses.
+//! - **Determinism.** The same file, prompt, parameters and seed give the same tokens and *bit-identical logits* on
+//!   every target and for every batch size: kernels define their order of summation, SIMD variants keep it, nothing is
+//!   contracted to fused multiply-add, and transcendental functions come from `libm`. The caller must leave the
+//!   floating point mode at its default (round to nearest, no flush to zero).
+//! - **Unsafe** lives in `kernels::neon` only; each kernel there has a portable twin that tests compare bit by bit.
+//!
+//! # Modules
+//! [`gguf`] parses, [`model`] gives hyperparameters and tensors their meaning, [`tokenizer`] turns text to tokens and
+//! back, `kernels` compute, [`kv`] stores keys and values in chunks of 16 tokens, [`session`] runs the transformer,
+//! [`sampler`] chooses tokens, [`generate`](mod@generate) joins them to a request. Dependencies point from right to left.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod budget;
+pub mod error;
+pub mod generate;
+pub mod gguf;
+mod kernels;
+pub mod kv;
+pub mod model;
+pub mod sampler;
+pub mod session;
+pub mod tokenizer;
+
+pub use budget::Limits;
+pub use error::{Error, Result};
+pub use generate::{Event, Flow, Report, Request, StopReason, generate};
+pub use kv::KvFormat;
+pub use model::Model;
+pub use sampler::{Sampler, Sampling};
+pub use session::{Session, SessionConfig};
+pub use tokenizer::{Detokenizer, TokenId, Tokenizer};
