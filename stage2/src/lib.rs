@@ -1,0 +1,63 @@
+//! Stage-2 tables, page ownership and Flex-Mem transitions.
+//!
+//! The host manages memory page by page, but cannot reach what it has given away. [`FlexMem`] is the ownership record and
+//! the only writer of stage-2 tables: every transition is checked completely, then committed, and a commit cannot fail.
+//! There is one lock around it in the hypervisor; `&mut FlexMem` is its witness.
+//!
+//! The host's stage-2 tree *is* the ownership record: an invalid entry holds the owner, its slot and the page's IPA in
+//! that partition (as in pKVM), so that no array beside it can disagree with it, and an owner change is one store.
+//!
+//! | state | host tree | partition tree | who may access |
+//! |---|---|---|---|
+//! | host-owned | valid, RAM | - | host |
+//! | pinned | as host-owned, and in a list of [`MAX_PINS`] | - | host, hypervisor |
+//! | device | valid, device | - | host |
+//! | partition's | invalid, owner = slot and IPA | valid | that partition |
+//! | shared | valid, marked | valid, marked | that partition and the host |
+//! | table | invalid, owner = hypervisor, from the host | - | hypervisor |
+//! | hypervisor | invalid, owner = hypervisor | - | hypervisor |
+//! | absent | 0 | - | nobody |
+//!
+//! Every step between two of these states leaves the page reachable by fewer, never by more; so tables can be walked at
+//! any instant, also by a panic handler ([`FlexMem::scrub_all`]).
+//!
+//! Format: 4 KiB granule, 40-bit IPA, T0SZ 24, SL0 1, two concatenated level-1 tables (Arm ARM D8), the same for the host,
+//! for partitions and for the SMMU streams that will walk them. All costs are O(pages of the call) plus at most one scan
+//! of a 512-entry table per page.
+#![cfg_attr(not(any(test, feature = "fake")), no_std)]
+#![forbid(unsafe_code)]
+
+mod counters;
+mod desc;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+mod flexmem;
+#[cfg(any(test, feature = "fault-knobs"))]
+mod knobs;
+mod machine;
+mod pool;
+#[cfg(test)]
+mod tests;
+mod transitions;
+mod types;
+mod walk;
+
+pub use counters::{Census, Cost, Counters};
+pub use flexmem::FlexMem;
+#[cfg(any(test, feature = "fault-knobs"))]
+pub use knobs::Knob;
+pub use machine::Machine;
+pub use types::{Access, Error, Fill, HostMemory, Ipa, Pa, PageRange, PageState, PartitionPage, Slot};
+
+/// Bytes of a page (the stage-2 granule).
+pub const PAGE_SIZE: u64 = 4096;
+/// Addresses, physical and intermediate, are below 2 to this power (VTCR_EL2.T0SZ = 24).
+pub const ADDRESS_BITS: u32 = 40;
+/// The most partitions at a time.
+pub const MAX_PARTITIONS: usize = 16;
+/// The most pages that one call moves; longer work is the caller's loop.
+pub const STEP_PAGES: u64 = 512;
+/// The most pages that the host can have pinned at a time.
+pub const MAX_PINS: usize = 8;
+/// VMID of the host; partition slot `n` has VMID `n + 2`.
+pub const HOST_VMID: u16 = 1;
