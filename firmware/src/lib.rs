@@ -1,1 +1,9 @@
-//! Boot bundle packing.
+//! Packs the boot bundle: one arm64 Image that holds the hypervisor, the host's kernel and its initrd, each where it
+//! can run in place.
+//!
+//! Runs on the development machine. Inputs are files that the user names, so nothing here panics on their contents.
+#![forbid(unsafe_code)]
+
+pub mod bundle;
+pub mod elf;
+pub mod image;
