@@ -1,0 +1,490 @@
+"""Generates the demo data: requests to a phone and the tool calls that answer them.
+
+    python3 generate.py --split held --count 1700 --seed 11 --out heldout.jsonl
+    python3 generate.py --split train --count 20 --seed 1
+
+Each line is {"prompt": ..., "answer": ...}. The held-out split uses templates, names and words of its own; the prompt
+that the project's README shows is in neither split.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+
+import lexicon
+from templates import ARGUMENTS, HELD, PREFIX, SUFFIX, SUFFIX_AFTER_VERBATIM, TRAIN
+
+README_PROMPT = "wake me at half past six tomorrow"
+WEIGHT = {"set_alarm": 2, "send_message": 2, "create_event": 2, "add_reminder": 2, "play_music": 1.5, "navigate_to": 1.5,
+          "search_web": 1.5, "translate_text": 1.5, "add_to_list": 1.5}
+VERBATIM = ("name|name1|msg|title|a_title|task|song|artist|playlist|place|to_place|city|app|query|phrase|item|list").split("|")
+TEXT_ARGUMENTS = {"to", "text", "name", "title", "artist", "playlist", "place", "app", "query", "item", "list"}
+
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+HELD_WORDS = {w.lower() for table in (lexicon.FIRST, lexicon.LAST, lexicon.RELATION, lexicon.PLACE, lexicon.SPOT,
+                                      lexicon.WORDS, lexicon.APP, lexicon.LISTS)
+              for entry in set(table["held"]) - set(table["train"]) for w in entry.split()}
+
+
+def words_of(n, rng):
+    """A number from 0 to 100 in words."""
+    if n == 100:
+        return rng.choice(["one hundred", "a hundred", "hundred"])
+    if n < 20:
+        return ONES[n]
+    return TENS[n // 10] + (rng.choice([" ", " ", "-"]) + ONES[n % 10] if n % 10 else "")
+
+
+def capital(text):
+    return text[:1].upper() + text[1:]
+
+
+class Sampler:
+    """Draws (prompt, answer) pairs. `templates` and `names` name a split each; both are equal in the shipped files."""
+
+    def __init__(self, seed, templates, names=None):
+        self.rng = random.Random(seed)
+        self.templates = {"train": TRAIN, "held": HELD}[templates]
+        self.split = names or templates
+        self.tools = list(ARGUMENTS)
+        self.weights = [WEIGHT.get(tool, 1) for tool in self.tools]
+
+    # Building blocks
+
+    def pick(self, *options):
+        return self.rng.choice(options)
+
+    def chance(self, p):
+        return self.rng.random() < p
+
+    def choose(self, pattern):
+        """Resolves every `(a|b|)` of a pattern, innermost first."""
+        while (m := re.search(r"\(([^()]*)\)", pattern)) is not None:
+            pattern = pattern[: m.start()] + self.rng.choice(m[1].split("|")) + pattern[m.end() :]
+        return pattern
+
+    def pseudo(self):
+        """A word that exists nowhere: syllables, or now and then random characters."""
+        r = self.rng
+        while True:
+            if self.chance(0.12):
+                word = "".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randint(2, 8)))
+            else:
+                onset = "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl fr gl gr kl kr ph pl pr qu sh sk sl sp st str th tr tw y".split() + [""]
+                nucleus = "a e i o u a e i o u ai au ea ee ei ie oa oo ou y".split()
+                coda = ["", "", "", ""] + "b ck d f g k l ll m n nd ng nt p r rd rk rn rt s ss st t th x z".split()
+                word = "".join(r.choice(onset) + r.choice(nucleus) + (r.choice(coda) if self.chance(0.5) else "")
+                               for _ in range(r.choice([1, 2, 2, 2, 3, 3])))
+            if len(word) > 1 and word not in HELD_WORDS:
+                return word
+
+    def word(self):
+        if self.split == "held":
+            return self.rng.choice(lexicon.WORDS["held" if self.chance(0.6) else "train"])
+        return self.pseudo() if self.chance(0.3) else self.rng.choice(lexicon.WORDS["train"])
+
+    def first(self):
+        if self.split == "train" and self.chance(0.45):
+            return capital(self.pseudo())
+        return self.rng.choice([n for n in lexicon.FIRST[self.split] if " " not in n])
+
+    def name(self, single=False):
+        r = self.rng
+        if self.chance(0.12):
+            return r.choice(lexicon.RELATION[self.split])
+        if single or self.chance(0.6):
+            return self.first()
+        if self.chance(0.2):
+            return r.choice([n for n in lexicon.FIRST[self.split] if " " in n])
+        if self.split == "train" and self.chance(0.4):
+            return self.first() + " " + capital(self.pseudo())
+        return self.first() + " " + r.choice(lexicon.LAST[self.split])
+
+    def free(self, table):
+        """Text from a table of content patterns."""
+        text = self.choose(self.rng.choice(table[self.split])).strip()
+        fill = {"w": self.word, "W": lambda: capital(self.word()), "p": self.pseudo, "P": lambda: capital(self.pseudo()),
+                "name": self.name, "first": self.first, "place": self.city,
+                "n": lambda: (str if self.chance(0.5) else lambda n: words_of(n, self.rng))(self.rng.randint(2, 12))}
+        text = re.sub(r"\{(\w+)\}", lambda m: fill[m[1]](), text)
+        return re.sub(" +", " ", text).strip()
+
+    def city(self):
+        if self.split == "train" and self.chance(0.35):
+            return capital(self.pseudo()) + (" " + capital(self.pseudo()) if self.chance(0.2) else "")
+        return self.rng.choice(lexicon.PLACE[self.split])
+
+    # Times and days
+
+    def clock(self, meridiem=None):
+        """(spoken time, "HH:MM"). `meridiem` forces one without saying it: the day phrase already does."""
+        r = self.rng
+        if meridiem is None and self.chance(0.03):
+            return r.choice([("noon", "12:00"), ("midnight", "00:00"), ("midday", "12:00")])
+        minute = r.choice([0, 0, 0, 15, 30, 30, 45, 5 * r.randint(0, 11), r.randint(0, 59)])
+        hour = r.randint(1, 12)
+        if meridiem is None and self.chance(0.12):
+            hour = r.choice([0] + list(range(13, 24)) + list(range(1, 10)))
+            text = f"{hour:02}{r.choice('::.')}{minute:02}"
+            return text, f"{hour:02}:{minute:02}"
+        said = ""
+        if meridiem is None and self.chance(0.45):
+            meridiem, said = r.choice([
+                ("am", " am"), ("am", "am"), ("am", " a.m."), ("am", " AM"), ("am", " in the morning"), ("pm", " pm"), ("pm", "pm"),
+                ("pm", " p.m."), ("pm", " PM"), ("pm", " in the evening"), ("pm", " in the afternoon"), ("pm", " at night")])
+            if said == " at night":
+                hour = r.randint(7, 11)
+            elif said == " in the evening":
+                hour = r.randint(4, 11)
+            elif said == " in the afternoon":
+                hour = r.choice([12, 1, 2, 3, 4, 5, 6])
+            elif said == " in the morning":
+                hour = r.randint(1, 11)
+        elif meridiem is not None:
+            hour = r.randint(1, 11)
+        h24 = hour
+        if meridiem == "pm":
+            h24 = hour % 12 + 12
+        elif meridiem == "am":
+            h24 = hour % 12
+        short = said.strip() in ("am", "pm", "a.m.", "p.m.", "AM", "PM")
+        following = words_of(hour % 12 + 1, r)
+        here = words_of(hour, r)
+        if self.chance(0.12):
+            following, here = str(hour % 12 + 1), str(hour)
+        digits = f"{hour}{r.choice('::::.')}{minute:02}"
+        spoken = []
+        if minute == 0:
+            spoken += [here, here + (" o'clock" if not short else ""), str(hour), f"{hour}:00", f"{here} {'sharp' if not said else ''}".strip()]
+        else:
+            spoken += [digits, digits]
+            if minute < 10:
+                spoken += [f"{here} {r.choice(['oh', 'o'])} {words_of(minute, r)}"]
+            else:
+                spoken += [f"{here} {words_of(minute, r)}"] * 2
+            count = words_of(minute if minute <= 30 else 60 - minute, r) if self.chance(0.85) else str(minute if minute <= 30 else 60 - minute)
+            unit = "" if minute % 5 == 0 and self.chance(0.7) else (" minute" if count in ("one", "1") else " minutes")
+            # What "ten to twelve" and "half past twelve" mean with pm depends on which hour the pm belongs to: leave it out.
+            if minute == 30:
+                spoken += [f"half past {here}"] * 4
+            elif minute == 15:
+                spoken += [f"{r.choice(['', 'a '])}quarter {r.choice(['past', 'past', 'past', 'after'])} {here}"] * 4
+            elif minute == 45 and hour < 11:
+                spoken += [f"{r.choice(['', 'a '])}quarter {r.choice(['to', 'to', 'to', 'before'])} {following}"] * 4
+            elif minute < 30:
+                spoken += [f"{count}{unit} {r.choice(['past', 'past', 'past', 'after'])} {here}"] * 3
+            elif hour < 11:
+                spoken += [f"{count}{unit} {r.choice(['to', 'to', 'to', 'before'])} {following}"] * 3
+        text = r.choice(spoken)
+        if said in ("am", "pm") and not text[-1].isdigit():
+            said = " " + said
+        return text + said, f"{h24:02}:{minute:02}"
+
+    def day(self):
+        """(phrase with preposition, phrase without, value, meridiem it implies)."""
+        r = self.rng
+        kind = r.random()
+        if kind < 0.3:
+            base = ("tomorrow", "tomorrow", "tomorrow")
+        elif kind < 0.42:
+            base = ("today", "today", "today")
+        elif kind < 0.52:
+            phrase, meridiem = r.choice([("tonight", "pm"), ("this evening", "pm"), ("this afternoon", "pm"), ("this morning", "am")])
+            return phrase, phrase, "today", meridiem
+        else:
+            d = r.choice(DAYS)
+            shown = capital(d) if self.chance(0.5) else d
+            base = (r.choice(["on ", "on ", "on ", "this ", ""]) + shown, shown, d)
+        if self.chance(0.2) and base[2] != "today":
+            part, meridiem = r.choice([(" morning", "am"), (" afternoon", "pm"), (" evening", "pm"), (" night", "pm")])
+            return base[0] + part, base[1] + part, base[2], meridiem
+        return *base, None
+
+    def clock_for(self, meridiem, phrase):
+        """A time that goes with a day phrase."""
+        while True:
+            text, value = self.clock(meridiem)
+            hour = int(value[:2])
+            if meridiem is None or ("morning" in phrase) or ("afternoon" in phrase and 12 <= hour <= 18) or (
+                    "evening" in phrase and hour >= 16) or ("night" in phrase and hour >= 18):
+                return text, value
+
+    def when(self, args, preposition, need_day=False, need_time=True, day_chance=0.65):
+        """A joint time and day phrase; fills `time` and `day`."""
+        has_day = need_day or self.chance(day_chance)
+        if not has_day:
+            text, args["time"] = self.clock()
+            return f"at {text}" if preposition else text
+        on_day, bare, args["day"], meridiem = self.day()
+        if not need_time and self.chance(0.4) and meridiem is None:
+            return on_day if preposition else bare
+        text, args["time"] = self.clock_for(meridiem, bare)
+        if self.chance(0.55):
+            return f"{'at ' if preposition else ''}{text} {on_day}"
+        return f"{on_day if preposition else bare} at {text}"
+
+    # Slots
+
+    def slot(self, slot, args):
+        """The text for `{slot}`; writes the arguments that follow from it."""
+        r = self.rng
+        if slot in ("name", "name1"):
+            name = self.name(single=slot == "name1")
+            args["name"] = name
+            return ("my " if name in lexicon.RELATION[self.split] and name not in ("home", "work") and self.chance(0.5) else "") + name
+        if slot == "saying":
+            return self.pick("saying", "that says", "with the text")
+        if slot in ("msg", "phrase"):
+            args["text"] = self.free(lexicon.MESSAGE)
+            return args["text"]
+        if slot == "speaker":
+            args["speaker"] = True
+            return self.pick("on speaker", "on the speaker", "on speakerphone", "with the speaker on", "on loudspeaker", "on speaker phone")
+        if slot in ("title", "a_title"):
+            title = args["title"] = self.free(lexicon.TITLE)
+            if slot == "title" or "'s" in title:
+                return title
+            article = "an" if title[0] in "aeiouAEIOU" else "a"
+            return self.pick(article, article, article, "the", "my") + " " + title
+        if slot == "task":
+            args["text"] = self.free(lexicon.TASK)
+            return args["text"]
+        if slot == "song":
+            args["title"] = self.free(lexicon.SONG)
+            return args["title"]
+        if slot == "artist":
+            args["artist"] = self.free(lexicon.ARTIST)
+            return args["artist"]
+        if slot == "playlist":
+            args["playlist"] = self.pick(self.word(), self.word() + " " + self.word(), capital(self.word()), capital(self.word()) + " " + capital(self.word()))
+            return args["playlist"]
+        if slot == "level":
+            n = r.choice([r.randint(0, 100), 5 * r.randint(0, 20), 10 * r.randint(0, 10)])
+            if self.chance(0.12):
+                text, n = r.choice([("half", 50), ("maximum", 100), ("max", 100), ("the maximum", 100), ("full", 100), ("fifty fifty", 50),
+                                    ("minimum", 0), ("the minimum", 0), ("zero", 0)])
+            else:
+                text = self.pick(f"{n}", f"{n}%", f"{n} percent", words_of(n, r), words_of(n, r) + " percent", words_of(n, r) + " per cent", f"{n} %")
+            args["level"] = n
+            return text
+        if slot in ("mute", "loudest", "dimmest", "brightest"):
+            args["level"] = 100 if slot in ("loudest", "brightest") else 0
+            return self.choose(self.pick(*{
+                "mute": ["(mute|silence) (the phone|my phone|the sound|everything|the volume|the speaker)"],
+                "loudest": ["(turn|put) the (volume|sound) (all the way up|to the max)", "(full|maximum|max|highest) (volume|sound)"],
+                "dimmest": ["(turn|put) the (brightness|screen brightness) all the way down",
+                            "(minimum|lowest|min) (brightness|screen brightness)"],
+                "brightest": ["(turn|put) the (brightness|screen brightness) all the way up",
+                              "(full|maximum|max|highest) (brightness|screen brightness)"]}[slot]))
+        if slot == "setting":
+            args["setting"] = r.choice(sorted(lexicon.SETTING))
+            return r.choice(lexicon.SETTING[args["setting"]])
+        if slot in ("on", "enable"):
+            args["state"] = self.pick("on", "off")
+            if slot == "on":
+                return args["state"]
+            return {"on": self.pick("enable", "activate", "start"), "off": self.pick("disable", "deactivate", "stop", "kill")}[args["state"]]
+        if slot in ("place", "to_place"):
+            if self.chance(0.3):
+                args["place"] = r.choice(lexicon.SPOT[self.split])
+                if self.chance(0.25):
+                    args["place"] = self.pick("nearest", "next", "closest") + " " + args["place"]
+                text = "the " + args["place"]
+            elif self.chance(0.1):
+                text = args["place"] = self.pick("home", "work") if slot == "place" else "home"
+                if slot == "to_place":
+                    return text
+            elif self.chance(0.15):
+                street = self.pick("Street", "Road", "Avenue", "Lane", "Square", "Drive")
+                base = capital(self.pseudo()) if self.split == "train" else r.choice(lexicon.LAST["held"] + lexicon.FIRST["held"][:20])
+                text = args["place"] = (f"{r.randint(1, 199)} " if self.chance(0.6) else "") + f"{base} {street}"
+            elif self.chance(0.1):
+                text = args["place"] = self.first() + "'s " + self.pick("house", "place", "flat", "office")
+            else:
+                text = args["place"] = self.city()
+            return ("to " if slot == "to_place" else "") + text
+        if slot == "city":
+            args["place"] = self.city()
+            return args["place"]
+        if slot in ("mode", "modeverb"):
+            args["mode"] = self.pick("walking", "driving", "cycling", "transit")
+            if slot == "modeverb":
+                args["mode"] = self.pick("walking", "driving", "cycling")
+                return {"walking": "walk", "driving": "drive", "cycling": self.pick("cycle", "bike")}[args["mode"]]
+            return self.pick(*{"walking": ["on foot", "walking", "by foot"], "driving": ["by car", "driving", "with the car"],
+                               "cycling": ["by bike", "cycling", "by bicycle", "on my bike"],
+                               "transit": ["by bus", "by train", "by public transport", "by tram", "with public transport"]}[args["mode"]])
+        if slot in ("day", "dayw", "dayx"):
+            on_day, bare, args["day"], meridiem = self.day()
+            while slot == "day" and meridiem:
+                on_day, bare, args["day"], meridiem = self.day()
+            return bare if slot == "dayx" else on_day
+        if slot == "daily":
+            text, args["day"] = r.choice([("every day", "daily"), ("each day", "daily"), ("daily", "daily"),
+                                          ("every weekday", "weekdays"), ("on weekdays", "weekdays"), ("each weekday", "weekdays"),
+                                          ("on weekends", "weekends"), ("every weekend", "weekends"), ("at weekends", "weekends")])
+            return text
+        if slot == "time":
+            text, args["time"] = self.clock()
+            return text
+        if slot == "when":
+            return self.when(args, True)
+        if slot == "whenfor":
+            return self.when(args, False)
+        if slot == "whend":
+            return self.when(args, True, need_day=True)
+        if slot == "whendfor":
+            return self.when(args, False, need_day=True)
+        if slot == "maybewhen":
+            return self.when(args, True, need_time=False, day_chance=0.75)
+        if slot == "maybewhenfor":
+            return self.when(args, False, need_time=False, day_chance=0.75)
+        if slot in ("amount", "amount1"):
+            unit = self.pick("seconds", "minutes", "minutes", "minutes", "hours")
+            n = r.randint(1, 12) if unit == "hours" else r.choice([r.randint(1, 99), 5 * r.randint(1, 12), r.randint(1, 20)])
+            count = self.pick(str(n), words_of(n, r))
+            args["amount"], args["unit"] = n, unit
+            if slot == "amount1":
+                return count + self.pick(" ", " ", "-") + unit[:-1]
+            if self.chance(0.1):
+                text, args["amount"], args["unit"] = r.choice([
+                    ("half an hour", 30, "minutes"), ("a quarter of an hour", 15, "minutes"), ("an hour and a half", 90, "minutes"),
+                    ("one and a half hours", 90, "minutes"), ("an hour", 1, "hours"), ("a minute", 1, "minutes"), ("half a minute", 30, "seconds")])
+                return text
+            short = {"seconds": "secs", "minutes": "mins", "hours": "hrs"}[unit]
+            return f"{count} {(short if self.chance(0.1) else unit) if n > 1 else unit[:-1]}"
+        if slot in ("delay", "delay1"):
+            n = args["timer"] = r.choice([3, 5, 10, r.randint(2, 30)])
+            return self.pick(str(n), words_of(n, r)) + (" second" if slot == "delay1" else " seconds")
+        if slot == "photo":
+            args["camera"] = self.pick("front", "back")
+            noun = "(photo|picture|pic|snapshot|shot|image)"
+            return self.choose(self.pick(*{
+                "front": ["(a|another|one) selfie", f"a {noun} (of me|of myself|of us)", f"a {noun} with the (front|selfie) camera",
+                          "a (group|) selfie", f"a (front|selfie) camera {noun}"],
+                "back": [f"(a|another|one) {noun}", f"a {noun} with the (back|rear|main) camera", f"a {noun} (of this|of that|of the {self.word()})",
+                         f"a (rear|back) camera {noun}"]}[args["camera"]]))
+        if slot == "app":
+            args["app"] = self.rng.choice(lexicon.APP[self.split])
+            if self.split == "train" and self.chance(0.4):
+                args["app"] = self.pick(capital(self.pseudo()), capital(self.word()) + " " + capital(self.word()), capital(self.pseudo()) + " " + capital(self.word()))
+            return args["app"]
+        if slot == "query":
+            args["query"] = self.free(lexicon.QUERY)
+            return args["query"]
+        if slot == "lang":
+            args["language"] = r.choice(lexicon.LANGUAGE)
+            return capital(args["language"]) if self.chance(0.6) else args["language"]
+        if slot == "item":
+            args["item"] = self.free(lexicon.ITEM)
+            return args["item"]
+        if slot == "list":
+            args["list"] = self.word() if self.split == "train" and self.chance(0.25) else r.choice(lexicon.LISTS[self.split])
+            return args["list"]
+        raise ValueError(slot)
+
+    # Whole samples
+
+    def sample(self, tool=None):
+        """One (prompt, answer)."""
+        while True:
+            chosen = tool or self.rng.choices(self.tools, self.weights)[0]
+            prompt, answer = self.attempt(chosen)
+            if normal(prompt) != normal(README_PROMPT) and '"' not in "".join(
+                    str(v) for v in json.loads(answer)["args"].values()):
+                return prompt, answer
+
+    def attempt(self, tool):
+        r, args = self.rng, {}
+        template = r.choice(self.templates[tool])
+        question = template.startswith("=")
+        pattern = re.sub(" +", " ", self.choose(template.lstrip("="))).strip()
+        starts = re.match(r'"?\{(\w+)\}', pattern)
+        starts = bool(starts) and starts[1] in VERBATIM
+        ends = re.search(r"\{(\w+)\}$", pattern)
+        ends = bool(ends) and ends[1] in VERBATIM
+        text = re.sub(r"\{(\w+)\}", lambda m: self.slot(m[1], args), pattern)
+        text = re.sub(" +", " ", text).replace(" ,", ",").strip()
+        if text.count(" :"):
+            text = text.replace(" :", r.choice([":", " :"]))
+
+        if tool == "send_message":
+            args["to"] = args.pop("name")
+        if tool == "get_weather":
+            args.setdefault("day", "today")
+        if tool == "take_photo":
+            args.setdefault("camera", "back")
+
+        polite = r.random()
+        if not question and not starts and polite < 0.3:
+            prefix = r.choice(PREFIX["imperative"])
+            text = prefix + " " + text
+        elif polite < 0.42 and not starts:
+            text = r.choice(PREFIX["any"]) + r.choice([", ", " ", ", "]) + text
+        if self.chance(0.15):
+            text += r.choice(SUFFIX_AFTER_VERBATIM if ends else SUFFIX)
+        style = r.random()
+        lower = style < 0.2
+        if style > 0.55 and not starts:
+            text = capital(text)
+        if lower:
+            text = text.lower()
+        end = r.random()
+        if text[-1] not in "?.!":
+            if question and re.match(r"(what|how|will|is|do|does|can|should|which|any|where|are)\b", text.lower().split(", ")[-1]):
+                text += "?" if end < 0.6 else ""
+            elif end < 0.2:
+                text += "."
+            elif end < 0.24:
+                text += "!"
+            elif end < 0.3 and re.match(r"(hey, |please )?(can|could|would|will) you", text.lower()):
+                text += "?"
+        ordered = {}
+        for key in ARGUMENTS[tool]:
+            if key in args:
+                value = args.pop(key)
+                ordered[key] = value.lower() if lower and key in TEXT_ARGUMENTS else value
+        assert not args, (tool, template, args)
+        return text, json.dumps({"tool": tool, "args": ordered}, separators=(",", ":"), ensure_ascii=False)
+
+
+def normal(prompt):
+    """Letters and digits of a prompt in lower case: what two prompts must differ in."""
+    return " ".join(re.findall(r"\w+", prompt.lower()))
+
+
+def held_out(seed, count):
+    """`count` held-out samples, the same number of each tool, no prompt twice."""
+    sampler, seen, out = Sampler(seed, "held"), set(), []
+    while len(out) < count:
+        prompt, answer = sampler.sample(sampler.tools[len(out) % len(sampler.tools)])
+        if normal(prompt) not in seen:
+            seen.add(normal(prompt))
+            out.append((prompt, answer))
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", choices=["train", "held"], required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--out", default="-")
+    args = parser.parse_args()
+    lexicon.check()
+    if args.split == "held":
+        samples = held_out(args.seed, args.count)
+    else:
+        sampler = Sampler(args.seed, "train")
+        samples = [sampler.sample() for _ in range(args.count)]
+    with sys.stdout if args.out == "-" else open(args.out, "w", encoding="utf-8") as file:
+        for prompt, answer in samples:
+            file.write(json.dumps({"prompt": prompt, "answer": answer}, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Trains the demo model on generated data and writes `demo.gguf` (Q8_0).
+
+    python3 train.py --work WORK --out ../demo.gguf
+
+Keeps the tokenised data and the last checkpoint in WORK. Runs on one CPU thread; needs torch, numpy and gguf.
+"""
+
+import argparse
+import collections
+import json
+import math
+import pathlib
+import random
+import time
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+import gguf_file
+import tokenizer as tok
+from generate import DAYS, ONES, TENS, Sampler
+from lexicon import LANGUAGE, SETTING
+from model import Model
+from templates import ARGUMENTS
+
+VALUES = DAYS + ONES + TENS[2:] + LANGUAGE + list(SETTING) + "today tomorrow seconds minutes hours true on off front back walking driving cycling transit daily weekdays weekends".split()
+
+
+def make_tokenizer(path, size, seed):
+    """Trains the vocabulary on the training split's words and what tool calls consist of."""
+    sampler, counts = Sampler(seed, "train"), collections.Counter()
+    for _ in range(40000):
+        prompt, answer = sampler.sample()
+        counts.update(unit for unit in tok.units(prompt) if unit.isalpha())
+        counts.update(unit for unit in tok.units(answer) if unit.isalpha())
+    # Rare words are mostly the invented ones: they are for copying, not for the vocabulary.
+    counts = {unit: n for unit, n in counts.items() if n >= 12}
+    keys = [key for keys in ARGUMENTS.values() for key in keys]
+    tok.train(counts, size, list(dict.fromkeys(list(ARGUMENTS) + keys + VALUES))).save(path)
+
+
+def make_data(path, tokenizer, count, seed):
+    """Tokenises `count` training samples: ids one after another, and per sample its start, prompt length and length."""
+    sampler, ids, index = Sampler(seed, "train"), [], []
+    for _ in range(count):
+        prompt, answer = sampler.sample()
+        question, reply = tokenizer.encode(prompt + "\n"), tokenizer.encode(answer, bos=False) + [tok.EOS]
+        # The answer is decoded after the prompt: both must be cut alike on their own and together.
+        index.append((len(ids), len(question), len(question) + len(reply)))
+        ids += question + reply
+    np.savez(path, ids=np.array(ids, np.int16), index=np.array(index, np.int64))
+
+
+def batches(index, tokens, rng):
+    """Endless batches of sample numbers of similar length, about `tokens` tokens each."""
+    while True:
+        order = rng.permutation(len(index))
+        for chunk in np.array_split(order, max(1, len(order) // 8192)):
+            chunk = chunk[np.argsort(index[chunk, 2] + rng.random(len(chunk)), kind="stable")]
+            groups, start = [], 0
+            while start < len(chunk):
+                end = start
+                while end < len(chunk) and (end - start + 1) * index[chunk[end], 2] <= tokens:
+                    end += 1
+                groups.append(chunk[start:end])
+                start = end
+            rng.shuffle(groups)
+            yield from groups
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by Newton-Schulz iterations; for the matrices inside the blocks."""
+
+    def __init__(self, parameters, lr, momentum=0.95, weight_decay=0.0):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["m"] = torch.zeros_like(p)
+                state["m"].lerp_(p.grad, 1 - group["momentum"])
+                x = p.grad.lerp(state["m"], group["momentum"])
+                tall = x.shape[0] > x.shape[1]
+                x = x.t() if tall else x
+                x = x / (x.norm() + 1e-7)
+                for _ in range(5):
+                    a = x @ x.t()
+                    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+                x = x.t() if tall else x
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(x, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def main():
+    here = pathlib.Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for data and checkpoints")
+    parser.add_argument("--out", default=here.parent / "demo.gguf")
+    parser.add_argument("--tokenizer", type=pathlib.Path, default=here / "tokenizer.json", help="made if it does not exist")
+    parser.add_argument("--vocabulary", type=int, default=1024)
+    parser.add_argument("--samples", type=int, default=300000)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=6144, help="tokens in a batch")
+    parser.add_argument("--lr", type=float, default=0.02, help="of Muon; AdamW, for embedding and norms, uses 0.2 times it")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", help="checkpoint to start from")
+    parser.add_argument("--checkpoint-every", type=int, default=200)
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not args.tokenizer.exists():
+        make_tokenizer(args.tokenizer, args.vocabulary, args.seed)
+    tokenizer = tok.Tokenizer.load(args.tokenizer)
+    data_path = args.work / f"data-{args.samples}-{args.seed}.npz"
+    if not data_path.exists():
+        make_data(data_path, tokenizer, args.samples, args.seed + 1000)
+    data = np.load(data_path)
+    ids, index = data["ids"].astype(np.int64), data["index"]
+    print(f"{len(index)} samples, {len(ids)} tokens, longest {index[:, 2].max()}", flush=True)
+
+    config = {"block_count": args.layers, "context_length": 256, "embedding_length": args.width, "feed_forward_length": args.hidden,
+              "head_count": args.heads, "head_count_kv": args.kv_heads, "rms_epsilon": 1e-5, "rope_freq_base": 10000.0}
+    model = Model(config, len(tokenizer.pieces))
+    if args.start:
+        model.load_state_dict(torch.load(args.start)["model"])
+    print(json.dumps(config), sum(p.numel() for p in model.parameters()), "parameters", flush=True)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "token_embd" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim == 1 or "token_embd" in name]
+    optimizers = [Muon(matrices, lr=args.lr, weight_decay=0.02), torch.optim.AdamW(others, lr=0.2 * args.lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    base = [[group["lr"] for group in o.param_groups] for o in optimizers]
+
+    def export(name):
+        torch.save({"model": model.state_dict(), "config": config}, args.work / "checkpoint.pt")
+        gguf_file.write(name, config, tokenizer, model.gguf_tensors(), "Q8_0", "flexserve demo phone assistant",
+                        "One English request in, one JSON tool call out")
+
+    rng, start, seen, running = np.random.default_rng(args.seed), time.time(), 0, None
+    stream = batches(index, args.tokens, rng)
+    for step in range(args.steps):
+        chosen = index[next(stream)]
+        length = int(chosen[:, 2].max())
+        column = np.arange(length)
+        inside = column < chosen[:, 2:3]
+        block = np.where(inside, ids[np.minimum(chosen[:, :1] + column, len(ids) - 1)], 0)
+        target = np.roll(block, -1, axis=1)
+        rows, columns = np.nonzero((column >= chosen[:, 1:2] - 1) & (column < chosen[:, 2:3] - 1))
+        logits = model(torch.from_numpy(block), (torch.from_numpy(rows), torch.from_numpy(columns)))
+        loss = functional.cross_entropy(logits, torch.from_numpy(target[rows, columns]))
+        for o in optimizers:
+            o.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        part = step / args.steps
+        scale = min(1, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
+        for o, rates in zip(optimizers, base):
+            for group, rate in zip(o.param_groups, rates):
+                group["lr"] = rate * scale
+            o.step()
+        seen += int(inside.sum())
+        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+        if step % 20 == 0 or step == args.steps - 1:
+            now = time.time() - start
+            print(f"step {step} loss {running:.4f} samples/batch {len(chosen)} tokens/s {seen / now:.0f} {now:.0f} s", flush=True)
+        if (step + 1) % args.checkpoint_every == 0:
+            export(args.work / "checkpoint.gguf")
+    export(args.out)
+
+
+if __name__ == "__main__":
+    main()
