@@ -55,6 +55,13 @@ pub const SERVICE_ID: u16 = 0x8001;
 /// Endpoint id of partition slot 0; slot n is this plus n.
 pub const PARTITION_ID_BASE: u16 = 0x8002;
 
+/// UUID of the vendor service for FFA_PARTITION_INFO_GET: addccef7-55b8-4d58-a004-67b54c6e91df, in that byte order.
+pub const SERVICE_UUID: [u8; 16] =
+    [0xAD, 0xDC, 0xCE, 0xF7, 0x55, 0xB8, 0x4D, 0x58, 0xA0, 0x04, 0x67, 0xB5, 0x4C, 0x6E, 0x91, 0xDF];
+/// UUID of every partition that CREATE made: 9e979a1e-e91d-4fa7-9b06-e8bb816a37f1, in that byte order.
+pub const PARTITION_UUID: [u8; 16] =
+    [0x9E, 0x97, 0x9A, 0x1E, 0xE9, 0x1D, 0x4F, 0xA7, 0x9B, 0x06, 0xE8, 0xBB, 0x81, 0x6A, 0x37, 0xF1];
+
 /// Error codes (DEN0077A table 13.2), as they travel in w2 of FFA_ERROR and in the status word of the vendor service.
 pub mod error {
     /// The function or the feature does not exist.

@@ -1,0 +1,292 @@
+//! FF-A 1.2 (Arm DEN0077A) at the host's instance, and what both instances share.
+
+use crate::partition::{self, Partition, State, Vcpu};
+use crate::{Hypervisor, Mailbox, Outcome, Platform, knob, service};
+use hyp_abi::PAGE_SIZE;
+use hyp_abi::ffa::error::{ABORTED, BUSY, DENIED, INVALID_PARAMETERS, NOT_SUPPORTED};
+use hyp_abi::ffa::{
+    ERROR, FEATURES, HOST_ID, ID_GET, INTERRUPT, MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ_64, MSG_WAIT,
+    PARTITION_INFO_GET, PARTITION_UUID, RUN, RX_RELEASE, RXTX_MAP_32, RXTX_MAP_64, RXTX_UNMAP, SERVICE_ID,
+    SERVICE_UUID, SPM_ID_GET, SPMC_ID, SUCCESS_32, SUCCESS_64, VERSION, VERSION_1_1, VERSION_1_2, YIELD,
+};
+use stage2::Pa;
+
+/// x0-x7 of an answer.
+pub(crate) type Answer = [u64; 8];
+
+/// Bytes of a partition information descriptor of FF-A 1.1 and later (table 6.1).
+const DESCRIPTOR_SIZE: usize = 24;
+/// Descriptor properties (table 6.2): runs in AArch64.
+const AARCH64: u32 = 1 << 8;
+/// Descriptor properties: can receive direct requests.
+const RECEIVES_DIRECT_REQUESTS: u32 = 1;
+/// PARTITION_INFO_GET flag: only the count.
+const COUNT_ONLY: u64 = 1;
+
+/// Whether a function identifier is in FF-A's range, whose refusals are FFA_ERROR.
+pub(crate) fn is_ffa(function: u32) -> bool {
+    matches!(function & !(1 << 30), 0x8400_0060..=0x8400_00EF)
+}
+
+/// FFA_SUCCESS with w2 and w3.
+pub(crate) const fn success(second: u64, third: u64) -> Answer {
+    [SUCCESS_32 as u64, 0, second, third, 0, 0, 0, 0]
+}
+
+/// FFA_ERROR with a code.
+pub(crate) const fn failure(code: i32) -> Answer {
+    [ERROR as u64, 0, code as u32 as u64, 0, 0, 0, 0, 0]
+}
+
+/// x0-x7 of a call; a 32-bit one has only the low words.
+pub(crate) fn arguments(function: u32, regs: &[u64; 18]) -> [u64; 8] {
+    let mask = if function & 1 << 30 == 0 { u64::from(u32::MAX) } else { u64::MAX };
+    let [a, b, c, d, e, f, g, h, ..] = *regs;
+    [a, b, c, d, e, f, g, h].map(|word| word & mask)
+}
+
+/// Puts an answer into x0-x7; the other registers keep their values.
+pub(crate) fn put(regs: &mut [u64; 18], answer: Answer) {
+    for (register, value) in regs.iter_mut().zip(answer) {
+        *register = value;
+    }
+}
+
+/// The version that an endpoint works with: 1.2 unless it asks for 1.1, fixed by its first other call.
+#[derive(Debug)]
+pub(crate) struct Negotiation {
+    version: u32,
+    fixed: bool,
+}
+
+impl Negotiation {
+    pub(crate) const fn new() -> Self {
+        Self { version: VERSION_1_2, fixed: false }
+    }
+
+    /// Answers FFA_VERSION (DEN0077A 13.2): our version, or NOT_SUPPORTED for another major, for 1.0, and for a change of
+    /// mind after other calls. A caller that is newer within the major gets 1.2 and steps down.
+    pub(crate) fn negotiate(&mut self, requested: u32) -> Answer {
+        let agreed = requested.min(VERSION_1_2);
+        let known = requested >> 16 == VERSION_1_2 >> 16 && requested >= VERSION_1_1;
+        if !known || self.fixed && agreed != self.version {
+            return [NOT_SUPPORTED as u32 as u64, 0, 0, 0, 0, 0, 0, 0];
+        }
+        self.version = agreed;
+        [VERSION_1_2 as u64, 0, 0, 0, 0, 0, 0, 0]
+    }
+
+    /// Any other call: the version stays.
+    pub(crate) fn fix(&mut self) {
+        self.fixed = true;
+    }
+}
+
+/// FFA_FEATURES: w2 and w3 for a function that `side` can call or receive; feature ids are not supported.
+pub(crate) fn features(function: u32, is_host: bool) -> Answer {
+    match function {
+        ERROR
+        | SUCCESS_32
+        | SUCCESS_64
+        | VERSION
+        | FEATURES
+        | ID_GET
+        | SPM_ID_GET
+        | MSG_SEND_DIRECT_REQ_32
+        | MSG_SEND_DIRECT_REQ_64
+        | MSG_WAIT
+        | YIELD => success(0, 0),
+        // Smallest size and alignment 4 KiB (bits 1:0), and most pages 1 (bits 31:16).
+        RXTX_MAP_32 | RXTX_MAP_64 if is_host => success(1 << 16, 0),
+        INTERRUPT | RX_RELEASE | RXTX_UNMAP | PARTITION_INFO_GET | RUN if is_host => success(0, 0),
+        _ => failure(NOT_SUPPORTED),
+    }
+}
+
+/// Checks the route of a direct request to the vendor service; framework messages (bit 31 of w2) are for the SPMC.
+pub(crate) fn is_service_request(args: &[u64; 8], sender: u16) -> bool {
+    let [_, route, flags, ..] = *args;
+    route == u64::from(sender) << 16 | u64::from(SERVICE_ID) && flags == 0
+}
+
+/// The FFA_RUN answer that a partition ended, as [`hyp_abi::service::run_exit`] says.
+pub(crate) fn ended(partition: &Partition, vcpu: usize) -> Answer {
+    let [a, b, c, d] = partition.end().map_or([0; 4], partition::End::reason);
+    [ERROR.into(), run_target(partition, vcpu), ABORTED as u32 as u64, 0, a, b, c, d]
+}
+
+/// w1 of FFA_RUN and of its answers.
+pub(crate) fn run_target(partition: &Partition, vcpu: usize) -> u64 {
+    u64::from(partition.id()) << 16 | vcpu as u64
+}
+
+impl Hypervisor {
+    /// Answers an FF-A call of the host.
+    pub(crate) fn host_ffa(
+        &mut self,
+        platform: &mut impl Platform,
+        cpu: usize,
+        function: u32,
+        regs: &mut [u64; 18],
+    ) -> Outcome {
+        let args = arguments(function, regs);
+        if function != VERSION {
+            self.version.fix();
+        }
+        let [_, first, second, third, fourth, fifth, sixth, seventh] = args;
+        let answer = match function {
+            VERSION => self.version.negotiate(first as u32),
+            FEATURES => features(first as u32, true),
+            ID_GET => success(HOST_ID.into(), 0),
+            SPM_ID_GET => success(SPMC_ID.into(), 0),
+            RXTX_MAP_32 | RXTX_MAP_64 => self.rxtx_map(platform, first, second, third),
+            RXTX_UNMAP => self.rxtx_unmap(first),
+            RX_RELEASE => self.rx_release(first),
+            PARTITION_INFO_GET => {
+                self.partition_info_get(platform, [first, second, third, fourth].map(|w| w as u32), fifth)
+            }
+            MSG_SEND_DIRECT_REQ_32 | MSG_SEND_DIRECT_REQ_64 => {
+                if is_service_request(&args, HOST_ID) {
+                    let result = self.host_service(platform, third, [fourth, fifth, sixth, seventh]);
+                    if let Err(refusal) = result {
+                        self.count_refusal(refusal.code);
+                    }
+                    service::respond(function, HOST_ID, result)
+                } else {
+                    failure(INVALID_PARAMETERS)
+                }
+            }
+            RUN => match self.run(platform, cpu, first) {
+                Ok(enter) => return enter,
+                Err(answer) => answer,
+            },
+            _ => failure(NOT_SUPPORTED),
+        };
+        let [status, _, code, ..] = answer;
+        if status == u64::from(ERROR) {
+            self.count_refusal(code as u32 as i32);
+        } else if function == VERSION && status as u32 as i32 == NOT_SUPPORTED {
+            self.count_refusal(NOT_SUPPORTED);
+        }
+        put(regs, answer);
+        Outcome::Return
+    }
+
+    /// Counts errors that are the host's doing; BUSY, NO_MEMORY and the end of a partition are not.
+    fn count_refusal(&mut self, code: i32) {
+        self.counters.refused_calls += u64::from(matches!(code, NOT_SUPPORTED | INVALID_PARAMETERS | DENIED));
+    }
+
+    /// One page each, aligned, distinct, RAM of the host's alone; pinned, so that they cannot be given away.
+    fn rxtx_map(&mut self, platform: &impl Platform, tx: u64, rx: u64, page_count: u64) -> Answer {
+        if page_count != 1 || tx == rx || !tx.is_multiple_of(PAGE_SIZE) || !rx.is_multiple_of(PAGE_SIZE) {
+            return failure(INVALID_PARAMETERS);
+        }
+        if self.mailbox.is_some() || self.shutting_down {
+            return failure(DENIED);
+        }
+        let (tx, rx) = (Pa(tx), Pa(rx));
+        if !self.knobs.skips(knob::RXTX_OWNERSHIP) {
+            if self.memory.host_pin(platform, tx).is_err() {
+                return failure(DENIED);
+            }
+            if self.memory.host_pin(platform, rx).is_err() {
+                // It was pinned just now, so this succeeds.
+                let _ = self.memory.host_unpin(tx);
+                return failure(DENIED);
+            }
+        }
+        self.mailbox = Some(Mailbox { tx, rx, rx_full: false });
+        success(0, 0)
+    }
+
+    fn rxtx_unmap(&mut self, endpoint: u64) -> Answer {
+        if endpoint >> 16 != u64::from(HOST_ID) {
+            return failure(INVALID_PARAMETERS);
+        }
+        let Some(mailbox) = self.mailbox.take() else { return failure(INVALID_PARAMETERS) };
+        // Both fail only when the pins were skipped by a fault knob.
+        let _ = self.memory.host_unpin(mailbox.tx);
+        let _ = self.memory.host_unpin(mailbox.rx);
+        success(0, 0)
+    }
+
+    fn rx_release(&mut self, endpoint: u64) -> Answer {
+        match &mut self.mailbox {
+            _ if endpoint != u64::from(HOST_ID) => failure(INVALID_PARAMETERS),
+            Some(mailbox) if mailbox.rx_full => {
+                mailbox.rx_full = false;
+                success(0, 0)
+            }
+            _ => failure(DENIED),
+        }
+    }
+
+    /// Describes the vendor service and the partitions, all (nil UUID) or those of one UUID.
+    fn partition_info_get(&mut self, platform: &mut impl Platform, uuid: [u32; 4], flags: u64) -> Answer {
+        let wanted = (
+            uuid == [0; 4] || uuid == uuid_words(&SERVICE_UUID),
+            uuid == [0; 4] || uuid == uuid_words(&PARTITION_UUID),
+        );
+        if flags & !COUNT_ONLY != 0 || wanted == (false, false) {
+            return failure(INVALID_PARAMETERS);
+        }
+        let service = (SERVICE_ID, 1, AARCH64 | RECEIVES_DIRECT_REQUESTS, &SERVICE_UUID);
+        let partitions = self.partitions.iter().flatten().map(|partition| {
+            (partition.id(), partition.manifest.vcpu_count as u16, AARCH64, &PARTITION_UUID)
+        });
+        let found = Some(service)
+            .into_iter()
+            .filter(|_| wanted.0)
+            .chain(partitions.filter(|_| wanted.1))
+            .zip(self.buffer.chunks_exact_mut(DESCRIPTOR_SIZE));
+        let mut count = 0;
+        for ((id, vcpu_count, properties, uuid_of_it), descriptor) in found {
+            // The UUID is told only to who does not know it (table 6.1).
+            let told = if uuid == [0; 4] { *uuid_of_it } else { [0; 16] };
+            let fields = id.to_le_bytes().into_iter().chain(vcpu_count.to_le_bytes());
+            let bytes = fields.chain(properties.to_le_bytes()).chain(told);
+            descriptor.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
+            count += 1;
+        }
+        if flags & COUNT_ONLY != 0 {
+            return success(count as u64, 0);
+        }
+        match self.mailbox {
+            None => return failure(DENIED),
+            Some(mailbox) if mailbox.rx_full => return failure(BUSY),
+            Some(_) => self.deliver_buffer(platform, count * DESCRIPTOR_SIZE),
+        }
+        success(count as u64, DESCRIPTOR_SIZE as u64)
+    }
+
+    /// Enters a vCPU of a running partition, or says why not.
+    fn run(&mut self, platform: &impl Platform, cpu: usize, target: u64) -> Result<Outcome, Answer> {
+        let (id, vcpu) = (target >> 16, (target & 0xFFFF) as usize);
+        let slot = partition::slot_of(id).ok_or(failure(INVALID_PARAMETERS))?;
+        let partition = self.partitions.get_mut(slot.index()).and_then(Option::as_mut);
+        let partition = partition.ok_or(failure(INVALID_PARAMETERS))?;
+        let state = partition.vcpus_mut().get(vcpu).copied().ok_or(failure(INVALID_PARAMETERS))?;
+        match (&partition.state, state) {
+            (State::Ended(_) | State::Dying(_), _) => return Err(ended(partition, vcpu)),
+            (State::Running, Vcpu::Ready) => (),
+            (State::Running, Vcpu::Inside { .. }) => return Err(failure(BUSY)),
+            _ => return Err(failure(DENIED)),
+        }
+        if let Some(place) = partition.vcpus_mut().get_mut(vcpu) {
+            *place = Vcpu::Inside { cpu, since: platform.ticks() };
+        }
+        partition.world_switches += 1;
+        self.counters.world_switches += 1;
+        Ok(Outcome::Enter { slot, vcpu })
+    }
+}
+
+/// A UUID as it travels in four registers (DEN0028 5.3: byte 0 in the low bits of the first).
+fn uuid_words(uuid: &[u8; 16]) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(uuid.chunks_exact(4)) {
+        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+    }
+    words
+}

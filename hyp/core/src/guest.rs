@@ -1,0 +1,276 @@
+//! The partition's side: why its vCPU came out, and what its calls do.
+
+use crate::ffa::{self, Answer, success};
+use crate::partition::{End, Partition, State, Vcpu};
+use crate::service::{self, Refusal, Results};
+use crate::{Exit, Hypervisor, Next, Platform, manifest, psci};
+use hyp_abi::ffa::error::{DENIED, INVALID_PARAMETERS, NOT_SUPPORTED};
+use hyp_abi::ffa::{
+    FEATURES, ID_GET, INTERRUPT, MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ_64, MSG_WAIT, RUN, SPM_ID_GET,
+    SPMC_ID, VERSION, YIELD,
+};
+use hyp_abi::manifest::kind;
+use hyp_abi::service::{crash, op, run_exit};
+use stage2::{FlexMem, Ipa, Slot};
+
+/// What an exit leads to.
+enum Step {
+    /// The vCPU goes on.
+    Resume,
+    /// It comes out, stays runnable, and FFA_RUN answers this.
+    Leave(Answer),
+    /// It comes out and stays off until another vCPU turns it on.
+    Off(Answer),
+    /// Its partition ends.
+    End(End),
+}
+
+/// What a partition's call works on.
+struct Call<'a, P> {
+    platform: &'a mut P,
+    memory: &'a mut FlexMem,
+    partition: &'a mut Partition,
+    vcpu: usize,
+}
+
+impl Hypervisor {
+    /// Handles a vCPU that came out. `guest` are its x0-x17, `host` those of the host's CPU that entered it by FFA_RUN.
+    pub fn vcpu_exit(
+        &mut self,
+        platform: &mut impl Platform,
+        slot: Slot,
+        vcpu: usize,
+        exit: Exit,
+        guest: &mut [u64; 18],
+        host: &mut [u64; 18],
+    ) -> Next {
+        let Self { partitions, memory, .. } = self;
+        let Some(partition) = partitions.get_mut(slot.index()).and_then(Option::as_mut) else {
+            ffa::put(host, ffa::failure(INVALID_PARAMETERS));
+            return Next::Host;
+        };
+        if partition.end().is_some() {
+            // Stopped, destroyed or crashed on another CPU meanwhile: whatever it wanted is void.
+            partition.come_out(vcpu, Vcpu::Off, platform.ticks());
+            ffa::put(host, ffa::ended(partition, vcpu));
+            return Next::Host;
+        }
+        let mut call = Call { platform, memory, partition, vcpu };
+        let step = call.step(exit, guest);
+        let Call { platform, partition, .. } = call;
+        let (state, answer) = match step {
+            Step::Resume => return Next::Resume,
+            Step::Leave(answer) => (Vcpu::Ready, answer),
+            Step::Off(answer) => (Vcpu::Off, answer),
+            Step::End(end) => {
+                partition.end_with(end);
+                partition.kick(platform);
+                (Vcpu::Off, ffa::ended(partition, vcpu))
+            }
+        };
+        partition.come_out(vcpu, state, platform.ticks());
+        ffa::put(host, answer);
+        Next::Host
+    }
+}
+
+impl Partition {
+    /// Records that a vCPU left its CPU.
+    fn come_out(&mut self, vcpu: usize, state: Vcpu, now: u64) {
+        if let Some(place) = self.vcpus.get_mut(vcpu) {
+            if let Vcpu::Inside { since, .. } = *place {
+                self.run_ticks = self.run_ticks.saturating_add(now.saturating_sub(since));
+            }
+            *place = state;
+        }
+    }
+
+    /// Ends it by its own doing. The log line names cause and addresses, never data.
+    fn end_with(&mut self, end: End) {
+        self.state = State::Ended(end);
+        if let End::Crashed([cause, first, second]) = end {
+            let what = match cause {
+                crash::PANIC => "panic",
+                crash::ABORT => "access to memory it was not given",
+                crash::UNDEFINED => "instruction or register that is not its own",
+                _ => "SError",
+            };
+            log::warn!(
+                "partition {:#06x} ({}) crashed: {what}, {first:#x} {second:#x}",
+                self.id(),
+                self.name()
+            );
+        }
+    }
+}
+
+impl<P: Platform> Call<'_, P> {
+    fn step(&mut self, exit: Exit, guest: &mut [u64; 18]) -> Step {
+        let target = ffa::run_target(self.partition, self.vcpu);
+        match exit {
+            Exit::Call => self.call(guest),
+            Exit::Interrupt => {
+                self.partition.interrupts += 1;
+                Step::Leave([INTERRUPT.into(), target, 0, 0, run_exit::INTERRUPT, 0, 0, 0])
+            }
+            Exit::WaitForInterrupt { deadline } => {
+                let [low, high] = deadline.map_or([0; 2], |deadline| self.nanoseconds_until(deadline));
+                let until = deadline.unwrap_or(u64::MAX);
+                Step::Leave([YIELD.into(), target, low, high, run_exit::TIMER, until, 0, 0])
+            }
+            // The page is there by now: a break-before-make window of a give.
+            Exit::Abort { ipa, write, fetch } if self.allows(ipa, write, fetch) => Step::Resume,
+            Exit::Abort { ipa, .. } => Step::End(End::Crashed([crash::ABORT, ipa, 0])),
+            Exit::Undefined { class } => Step::End(End::Crashed([crash::UNDEFINED, class, 0])),
+            Exit::SError => Step::End(End::Crashed([crash::SERROR, 0, 0])),
+        }
+    }
+
+    /// FFA_YIELD's time-out in w2 and w3: at least 1, since 0 means none.
+    fn nanoseconds_until(&self, deadline: u64) -> [u64; 2] {
+        let ticks = deadline.saturating_sub(self.platform.ticks());
+        let per_second = u128::from(self.platform.ticks_per_second().max(1));
+        let nanoseconds = u128::from(ticks) * 1_000_000_000 / per_second;
+        let nanoseconds = u64::try_from(nanoseconds).unwrap_or(u64::MAX).max(1);
+        [nanoseconds & u64::from(u32::MAX), nanoseconds >> 32]
+    }
+
+    /// Whether the partition's stage 2 allows an access now.
+    fn allows(&self, ipa: u64, write: bool, fetch: bool) -> bool {
+        use stage2::Access::{Read, ReadExecute, ReadWrite};
+        let page = self.memory.partition_page(self.platform, self.partition.slot, Ipa(ipa));
+        page.is_some_and(|page| match page.access {
+            Read => !write && !fetch,
+            ReadWrite => !fetch,
+            ReadExecute => !write,
+        })
+    }
+
+    /// An SMC. Whatever it is, it names no other partition and waits for nobody.
+    fn call(&mut self, guest: &mut [u64; 18]) -> Step {
+        let function = guest[0] as u32;
+        let args = ffa::arguments(function, guest);
+        if !ffa::is_ffa(function) {
+            return self.firmware_call(function, &args, guest);
+        }
+        if function != VERSION {
+            self.partition.version.fix();
+        }
+        let target = ffa::run_target(self.partition, self.vcpu);
+        let [_, first, second, third, ..] = args;
+        let answer = match function {
+            VERSION => self.partition.version.negotiate(first as u32),
+            FEATURES => ffa::features(first as u32, false),
+            ID_GET => success(self.partition.id().into(), 0),
+            SPM_ID_GET => success(SPMC_ID.into(), 0),
+            MSG_WAIT => {
+                ffa::put(guest, [RUN.into(), target, 0, 0, 0, 0, 0, 0]);
+                return Step::Leave([MSG_WAIT.into(), target, 0, 0, run_exit::WAITING, 0, 0, 0]);
+            }
+            YIELD => {
+                ffa::put(guest, success(0, 0));
+                let low = u64::from(u32::MAX);
+                return Step::Leave([
+                    YIELD.into(),
+                    target,
+                    second & low,
+                    third & low,
+                    run_exit::KICK,
+                    0,
+                    0,
+                    0,
+                ]);
+            }
+            MSG_SEND_DIRECT_REQ_32 | MSG_SEND_DIRECT_REQ_64 => {
+                let id = self.partition.id();
+                if ffa::is_service_request(&args, id) {
+                    match self.service(&args) {
+                        Ok(result) => service::respond(function, id, result),
+                        Err(end) => return Step::End(end),
+                    }
+                } else {
+                    ffa::failure(INVALID_PARAMETERS)
+                }
+            }
+            _ => ffa::failure(NOT_SUPPORTED),
+        };
+        ffa::put(guest, answer);
+        Step::Resume
+    }
+
+    /// The vendor service as a partition sees it: a result, or the end.
+    fn service(&mut self, args: &[u64; 8]) -> Result<Result<Results, Refusal>, End> {
+        let [_, _, _, operation, first, second, ..] = *args;
+        let slot = self.partition.slot;
+        let refuse = |code, value| Err(Refusal { code, value });
+        Ok(match operation {
+            op::INFO => Ok(service::info(self.platform)),
+            op::REGION => {
+                let index = usize::try_from(first).unwrap_or(usize::MAX);
+                let used = self.partition.manifest.region_count as usize;
+                let regions = self.partition.manifest.regions.iter().zip(self.partition.given);
+                match regions.take(used).nth(index) {
+                    Some((region, given)) => {
+                        Ok([region.ipa, given, u64::from(region.kind), u64::from(region.access)])
+                    }
+                    None => refuse(INVALID_PARAMETERS, first),
+                }
+            }
+            op::SHARE | op::UNSHARE => match manifest::region_of(&self.partition.manifest, first) {
+                Some((_, region)) if region.kind == kind::SHARED => {
+                    let done = if operation == op::SHARE {
+                        self.memory.partition_share_host(self.platform, slot, Ipa(first))
+                    } else {
+                        self.memory.partition_unshare_host(self.platform, slot, Ipa(first))
+                    };
+                    done.map(|()| [0; 4]).map_err(Refusal::from)
+                }
+                Some(_) => refuse(DENIED, first),
+                None => refuse(INVALID_PARAMETERS, first),
+            },
+            op::EXIT => return Err(End::Finished(first)),
+            op::PANIC => return Err(End::Crashed([crash::PANIC, first, second])),
+            op::TABLES_GIVE..=op::STATS => refuse(DENIED, 0),
+            _ => refuse(NOT_SUPPORTED, 0),
+        })
+    }
+
+    /// PSCI for the partition's own vCPUs; nothing reaches EL3.
+    fn firmware_call(&mut self, function: u32, args: &[u64; 8], guest: &mut [u64; 18]) -> Step {
+        use psci::{code, id};
+        let [_, first, second, third, ..] = *args;
+        guest[0] = match function {
+            id::SMCCC_VERSION => psci::SMCCC_VERSION_1_2,
+            id::VERSION => psci::PSCI_VERSION_1_1,
+            id::FEATURES => match first as u32 {
+                id::SMCCC_VERSION | id::VERSION | id::FEATURES | id::CPU_ON_64 | id::CPU_OFF => code::SUCCESS,
+                _ => code::NOT_SUPPORTED,
+            },
+            id::CPU_ON_64 => self.cpu_on(first, second, third),
+            id::CPU_OFF => {
+                let target = ffa::run_target(self.partition, self.vcpu);
+                return Step::Off([MSG_WAIT.into(), target, 0, 0, run_exit::WAITING, 0, 0, 0]);
+            }
+            _ => code::NOT_SUPPORTED,
+        };
+        Step::Resume
+    }
+
+    /// Makes another vCPU ready; MPIDR affinity 0 is its index. The host then runs it like the first.
+    fn cpu_on(&mut self, target: u64, entry: u64, argument: u64) -> u64 {
+        use psci::code;
+        let slot = self.partition.slot;
+        let entry_is_sound = manifest::is_entry(&self.partition.manifest, entry);
+        let index = usize::try_from(target).unwrap_or(usize::MAX);
+        match self.partition.vcpus_mut().get_mut(index) {
+            None => code::INVALID_PARAMETERS,
+            Some(_) if !entry_is_sound => code::INVALID_ADDRESS,
+            Some(vcpu @ Vcpu::Off) => {
+                *vcpu = Vcpu::Ready;
+                self.platform.reset_vcpu(slot, index, entry, argument);
+                code::SUCCESS
+            }
+            Some(_) => code::ALREADY_ON,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Fault knobs: each switches one defence off, chosen at run time by [`hyp_abi::service::op::KNOB`], so that the attack
+//! suite can show that every attack that is blocked succeeds without its defence. Only images built with the feature
+//! `fault-knobs` have them, and those report [`hyp_abi::service::INFO_FAULT_KNOBS`].
+//!
+//! | number | name | what is skipped when it is on |
+//! |---|---|---|
+//! | 0x00-0x0B | those of `stage2::Knob` | as described there; `SkipScrubAll` is the scrub before a reset |
+//! | 0x40 | `RXTX_OWNERSHIP` | RXTX_MAP's check that the host owns the buffers, and their pin |
+//! | 0x41 | `CPU_ON_ENTRY` | the check that the entry point of CPU_ON is memory of the host |
+//! | 0x42 | `CONTENTS_AFTER_MEASURE` | GIVE's check that contents come before measuring |
+//! | 0x43 | `RECALL_STATE` | RECALL's check of the state and of vCPUs inside |
+//! | 0x44 | `TX_SINGLE_FETCH` | the single copy of a list: it is validated, then read again and used |
+//! | 0xFF | `PANIC` | nothing: the call makes the hypervisor panic at once |
+
+/// RXTX_MAP's ownership check.
+pub const RXTX_OWNERSHIP: u64 = 0x40;
+/// CPU_ON's entry check.
+pub const CPU_ON_ENTRY: u64 = 0x41;
+/// GIVE's check that contents come before measuring.
+pub const CONTENTS_AFTER_MEASURE: u64 = 0x42;
+/// RECALL's state check.
+pub const RECALL_STATE: u64 = 0x43;
+/// One copy of every list.
+pub const TX_SINGLE_FETCH: u64 = 0x44;
+/// An action: panic now.
+pub const PANIC: u64 = 0xFF;
+
+/// Every knob of this crate with its name, for the attack suite.
+pub const NAMES: [(&str, u64); 6] = [
+    ("RXTX_OWNERSHIP", RXTX_OWNERSHIP),
+    ("CPU_ON_ENTRY", CPU_ON_ENTRY),
+    ("CONTENTS_AFTER_MEASURE", CONTENTS_AFTER_MEASURE),
+    ("RECALL_STATE", RECALL_STATE),
+    ("TX_SINGLE_FETCH", TX_SINGLE_FETCH),
+    ("PANIC", PANIC),
+];
+
+/// Which defences are off. Without the feature it is empty and every question answers "on".
+#[derive(Debug)]
+pub(crate) struct Knobs {
+    #[cfg(feature = "fault-knobs")]
+    off: u64,
+}
+
+impl Knobs {
+    /// Every defence on.
+    pub(crate) const fn new() -> Self {
+        Self {
+            #[cfg(feature = "fault-knobs")]
+            off: 0,
+        }
+    }
+
+    /// Whether the defence behind `knob` is skipped.
+    #[cfg_attr(
+        not(feature = "fault-knobs"),
+        allow(clippy::unused_self, reason = "same signature in both images")
+    )]
+    pub(crate) fn skips(&self, knob: u64) -> bool {
+        #[cfg(feature = "fault-knobs")]
+        return self.off >> (knob & 63) & 1 == 1;
+        #[cfg(not(feature = "fault-knobs"))]
+        {
+            let _ = knob;
+            false
+        }
+    }
+
+    /// Switches the defence behind `knob` off (`on`) or back on; false when there is no such knob.
+    #[cfg(feature = "fault-knobs")]
+    pub(crate) fn set(&mut self, knob: u64, on: bool) -> bool {
+        assert!(knob != PANIC, "fault knob PANIC");
+        if !(RXTX_OWNERSHIP..=TX_SINGLE_FETCH).contains(&knob) {
+            return false;
+        }
+        let bit = 1 << (knob & 63);
+        self.off = if on { self.off | bit } else { self.off & !bit };
+        true
+    }
+}
+
+/// The knob of [`stage2`] that a number means.
+#[cfg(feature = "fault-knobs")]
+pub(crate) fn stage2_knob(number: u64) -> Option<stage2::Knob> {
+    use stage2::Knob::*;
+    let knobs = [
+        SkipHostUnmap,
+        SkipTlbi,
+        SkipScrubOnGive,
+        SkipScrubOnRecall,
+        SkipClean,
+        SkipOwnershipCheck,
+        SkipOverlapCheck,
+        SkipPinCheck,
+        SkipIpaCheck,
+        SkipUnshareUnmap,
+        SkipScrubAll,
+        SkipBreak,
+    ];
+    knobs.into_iter().find(|knob| *knob as u64 == number)
+}

@@ -1,0 +1,437 @@
+//! The vendor service ([`hyp_abi::service`]) as the host sees it. Each operation names the states it is allowed in.
+
+use crate::ffa::Answer;
+use crate::partition::{self, End, Partition, State, Vcpu};
+use crate::{Hypervisor, Mailbox, Platform, knob, manifest};
+use hyp_abi::PAGE_SIZE;
+use hyp_abi::ffa::error::{ABORTED, BUSY, DENIED, INVALID_PARAMETERS, NO_MEMORY, NOT_SUPPORTED};
+use hyp_abi::manifest::{Manifest, access};
+use hyp_abi::service::{
+    INFO_FAULT_KNOBS, MAX_PARTITIONS, MEASURE_STEP_PAGES, MEASUREMENT_SIZE, PageRange, STEP_PAGES, VERSION,
+    op,
+};
+use hyp_abi::stats::{Cost, SystemStats};
+use sha2::Digest;
+use stage2::{Access, Error, Fill, Ipa, Pa, Slot};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// x4-x7 of a response.
+pub(crate) type Results = [u64; 4];
+
+/// Why an operation was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// FF-A error code.
+    pub(crate) code: i32,
+    /// What offended: a physical address, an IPA, a region index, an id, pages needed, or 0.
+    pub(crate) value: u64,
+}
+
+/// A refusal with nothing to point at.
+const fn refuse(code: i32) -> Refusal {
+    Refusal { code, value: 0 }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let (code, value) = match error {
+            Error::InvalidRange | Error::Unaligned | Error::TooMany | Error::IpaOutOfRange => {
+                (INVALID_PARAMETERS, 0)
+            }
+            Error::NoSuchPartition => (INVALID_PARAMETERS, 0),
+            Error::Overlap { pa } | Error::NotPinned { pa } => (INVALID_PARAMETERS, pa.0),
+            Error::NotHostOwned { pa } | Error::NotRam { pa } | Error::Pinned { pa } => (DENIED, pa.0),
+            Error::TooManyPins => (DENIED, 0),
+            Error::NotGiven { ipa } => (INVALID_PARAMETERS, ipa.0),
+            Error::IpaTaken { ipa }
+            | Error::NotShareable { ipa }
+            | Error::AlreadyShared { ipa }
+            | Error::NotShared { ipa } => (DENIED, ipa.0),
+            Error::NoTables { needed } => (NO_MEMORY, needed),
+            Error::SlotTaken | Error::Busy => (BUSY, 0),
+            Error::Corrupted => {
+                log::error!("ownership records disagree");
+                (ABORTED, 0)
+            }
+        };
+        Self { code, value }
+    }
+}
+
+impl Hypervisor {
+    /// Carries out an operation of the host.
+    pub(crate) fn host_service(
+        &mut self,
+        platform: &mut impl Platform,
+        operation: u64,
+        arguments: [u64; 4],
+    ) -> Result<Results, Refusal> {
+        if self.shutting_down {
+            return Err(refuse(DENIED));
+        }
+        let [a, b, c, _] = arguments;
+        match operation {
+            op::INFO => Ok(info(platform)),
+            op::TABLES_GIVE => self.tables_give(platform, a),
+            op::TABLES_RECALL => self.tables_recall(platform, a),
+            op::CREATE => self.create(platform, a),
+            op::GIVE => self.give(platform, a, b, c),
+            op::MEASURE => self.measure(platform, a),
+            op::START => self.start(platform, a),
+            op::STOP => self.stop(platform, a),
+            op::RECALL => self.recall(platform, a, b, c),
+            op::DESTROY => self.destroy(platform, a),
+            op::STATS => self.stats(platform, a),
+            op::REGION | op::SHARE | op::UNSHARE | op::EXIT | op::PANIC => Err(refuse(DENIED)),
+            #[cfg(feature = "fault-knobs")]
+            op::KNOB => self.turn_knob(a, b),
+            _ => Err(refuse(NOT_SUPPORTED)),
+        }
+    }
+
+    /// The partition with this id.
+    fn partition_mut(&mut self, id: u64) -> Result<&mut Partition, Refusal> {
+        let missing = Refusal { code: INVALID_PARAMETERS, value: id };
+        let slot = partition::slot_of(id).ok_or(missing)?;
+        self.partitions.get_mut(slot.index()).and_then(Option::as_mut).ok_or(missing)
+    }
+
+    /// The host's mailbox with RX free for a result.
+    fn free_rx(&self) -> Result<Mailbox, Refusal> {
+        match self.mailbox {
+            None => Err(refuse(DENIED)),
+            Some(mailbox) if mailbox.rx_full => Err(refuse(BUSY)),
+            Some(mailbox) => Ok(mailbox),
+        }
+    }
+
+    /// Writes a result to RX, which [`Self::free_rx`] found free; the host owns it until FFA_RX_RELEASE.
+    pub(crate) fn deliver(&mut self, platform: &mut impl Platform, bytes: &[u8]) {
+        if let Some(mailbox) = &mut self.mailbox {
+            platform.write_page(mailbox.rx, 0, bytes);
+            mailbox.rx_full = true;
+        }
+    }
+
+    /// Copies TX once into `buffer`.
+    fn fetch(&mut self, platform: &impl Platform) -> Result<(), Refusal> {
+        let mailbox = self.mailbox.ok_or(refuse(DENIED))?;
+        platform.read_page(mailbox.tx, &mut self.buffer);
+        Ok(())
+    }
+
+    /// Copies a list of `count` ranges from TX into `ranges`, checks each, and returns the pages.
+    fn fetch_ranges(&mut self, platform: &impl Platform, count: u64) -> Result<u64, Refusal> {
+        if count == 0 || count > self.ranges.len() as u64 {
+            return Err(refuse(INVALID_PARAMETERS));
+        }
+        self.fetch(platform)?;
+        let entries = self.buffer.chunks_exact(size_of::<PageRange>()).take(count as usize);
+        let mut pages = 0u64;
+        for (bytes, checked) in entries.zip(&mut self.ranges) {
+            let entry = PageRange::read_from_bytes(bytes).unwrap_or_default();
+            let offence = Refusal { code: INVALID_PARAMETERS, value: entry.base };
+            *checked = stage2::PageRange::new(Pa(entry.base), entry.page_count).map_err(|_| offence)?;
+            // Each is below 2^28 pages, so the sum of 256 does not overflow.
+            pages += entry.page_count;
+            if pages > STEP_PAGES {
+                return Err(offence);
+            }
+        }
+        Ok(pages)
+    }
+
+    fn tables_give(&mut self, platform: &mut impl Platform, count: u64) -> Result<Results, Refusal> {
+        self.fetch_ranges(platform, count)?;
+        let ranges = self.ranges.get(..count as usize).unwrap_or_default();
+        let taken = self.memory.host_give_tables(platform, ranges)?;
+        Ok([taken, self.memory.census().tables_free, 0, 0])
+    }
+
+    /// RX is taken only when there is something in it.
+    fn tables_recall(&mut self, platform: &mut impl Platform, most: u64) -> Result<Results, Refusal> {
+        self.free_rx()?;
+        let (count, pages) =
+            self.memory.host_recall_tables(platform, &mut self.ranges, most.min(STEP_PAGES))?;
+        let mut length = 0;
+        for (range, target) in self.ranges.iter().take(count).zip(self.buffer.chunks_exact_mut(16)) {
+            let entry = PageRange { base: range.base().0, page_count: range.page_count() };
+            target.copy_from_slice(entry.as_bytes());
+            length += 16;
+        }
+        if length > 0 {
+            self.deliver_buffer(platform, length);
+        }
+        Ok([count as u64, pages, 0, 0])
+    }
+
+    /// [`Self::deliver`] of the first `length` bytes of `buffer`.
+    pub(crate) fn deliver_buffer(&mut self, platform: &mut impl Platform, length: usize) {
+        if let Some(mailbox) = &mut self.mailbox {
+            platform.write_page(mailbox.rx, 0, self.buffer.get(..length).unwrap_or_default());
+            mailbox.rx_full = true;
+        }
+    }
+
+    fn create(&mut self, platform: &mut impl Platform, size: u64) -> Result<Results, Refusal> {
+        if size != size_of::<Manifest>() as u64 {
+            return Err(refuse(INVALID_PARAMETERS));
+        }
+        self.fetch(platform)?;
+        let (manifest, _) =
+            Manifest::read_from_prefix(&self.buffer).map_err(|_| refuse(INVALID_PARAMETERS))?;
+        manifest::validate(&manifest)?;
+        let free = self.partitions.iter().position(Option::is_none).and_then(Slot::new);
+        let slot = free.ok_or(refuse(BUSY))?;
+        self.memory.partition_create(platform, slot)?;
+        let partition = Partition::new(slot, manifest);
+        let id = partition.id();
+        if let Some(place) = self.partitions.get_mut(slot.index()) {
+            *place = Some(partition);
+        }
+        Ok([u64::from(id), 0, 0, 0])
+    }
+
+    /// Contents: in Created only, so that what is measured is what runs. Zeroed pages: until it ends.
+    fn give(
+        &mut self,
+        platform: &mut impl Platform,
+        id: u64,
+        ipa: u64,
+        count: u64,
+    ) -> Result<Results, Refusal> {
+        let late_contents = self.knobs.skips(knob::CONTENTS_AFTER_MEASURE);
+        let partition = self.partition_mut(id)?;
+        let offence = Refusal { code: INVALID_PARAMETERS, value: ipa };
+        let (index, region) = manifest::region_of(&partition.manifest, ipa).ok_or(offence)?;
+        let contents = manifest::has_contents(region);
+        let allowed = match partition.state {
+            State::Created => true,
+            State::Measuring(_) | State::Measured | State::Running => !contents || late_contents,
+            State::Ended(_) | State::Dying(_) => false,
+        };
+        if !allowed {
+            return Err(Refusal { value: index as u64, ..partition::state_refusal(partition) });
+        }
+        let room = region.page_count - (ipa - region.ipa) / PAGE_SIZE;
+        let access = match region.access {
+            bits if bits & access::EXECUTE != 0 => Access::ReadExecute,
+            bits if bits & access::WRITE != 0 => Access::ReadWrite,
+            _ => Access::Read,
+        };
+        let slot = partition.slot;
+        if !ipa.is_multiple_of(PAGE_SIZE) || self.fetch_ranges(platform, count)? > room {
+            return Err(offence);
+        }
+        if self.knobs.skips(knob::TX_SINGLE_FETCH) {
+            self.fetch_ranges(platform, count)?;
+        }
+        let ranges = self.ranges.get(..count as usize).unwrap_or_default();
+        let fill = if contents { Fill::Keep } else { Fill::Zero };
+        let pages = self.memory.host_give_partition(platform, slot, ranges, Ipa(ipa), access, fill)?;
+        self.partition_mut(id)?.account(ipa, pages, false);
+        Ok([pages, 0, 0, 0])
+    }
+
+    /// Created, Measuring; in Measured it delivers the result again.
+    fn measure(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
+        self.partition_mut(id)?;
+        self.free_rx()?;
+        let Self { partitions, memory, buffer, .. } = self;
+        let missing = Refusal { code: INVALID_PARAMETERS, value: id };
+        let slot = partition::slot_of(id).ok_or(missing)?;
+        let partition = partitions.get_mut(slot.index()).and_then(Option::as_mut).ok_or(missing)?;
+        if let State::Created = partition.state {
+            partition.state = State::Measuring(partition.begin_measuring());
+        }
+        let measurement: [u8; MEASUREMENT_SIZE] = match &mut partition.state {
+            State::Measuring(measuring) => {
+                let mut steps = 0;
+                while let Some(page) = memory.next_partition_page(platform, slot, Ipa(measuring.next)) {
+                    let Some((_, region)) = manifest::region_of(&partition.manifest, page.ipa.0) else {
+                        break;
+                    };
+                    if !manifest::has_contents(region) {
+                        measuring.next = region.ipa + region.page_count * PAGE_SIZE;
+                        continue;
+                    }
+                    if steps == MEASURE_STEP_PAGES {
+                        return Ok([measuring.remaining.max(1), 0, 0, 0]);
+                    }
+                    platform.read_page(page.pa, buffer);
+                    measuring.hash.update(page.ipa.0.to_le_bytes());
+                    measuring.hash.update(&buffer[..]);
+                    measuring.next = page.ipa.0 + PAGE_SIZE;
+                    measuring.remaining = measuring.remaining.saturating_sub(1);
+                    steps += 1;
+                }
+                measuring.hash.clone().finalize().into()
+            }
+            State::Measured => partition.measurement,
+            _ => return Err(partition::state_refusal(partition)),
+        };
+        partition.measurement = measurement;
+        partition.state = State::Measured;
+        self.deliver(platform, &measurement);
+        Ok([0; 4])
+    }
+
+    /// Measured only.
+    fn start(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
+        let partition = self.partition_mut(id)?;
+        let State::Measured = partition.state else { return Err(partition::state_refusal(partition)) };
+        partition.state = State::Running;
+        if let Some(first) = partition.vcpus_mut().first_mut() {
+            *first = Vcpu::Ready;
+        }
+        platform.reset_vcpu(partition.slot, 0, partition.manifest.entry, 0);
+        Ok([0; 4])
+    }
+
+    /// Every state; one that ended keeps its reason.
+    fn stop(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
+        let partition = self.partition_mut(id)?;
+        partition.stop();
+        leave(partition, platform)?;
+        Ok([0; 4])
+    }
+
+    /// Created and Ended, with no vCPU inside.
+    fn recall(
+        &mut self,
+        platform: &mut impl Platform,
+        id: u64,
+        ipa: u64,
+        page_count: u64,
+    ) -> Result<Results, Refusal> {
+        let unchecked = self.knobs.skips(knob::RECALL_STATE);
+        let partition = self.partition_mut(id)?;
+        let slot = partition.slot;
+        match partition.state {
+            _ if unchecked => (),
+            State::Created => (),
+            State::Ended(_) => leave(partition, platform)?,
+            State::Dying(_) => return Err(Refusal { code: BUSY, value: id }),
+            State::Measuring(_) | State::Measured | State::Running => {
+                return Err(Refusal { code: DENIED, value: id });
+            }
+        }
+        let pages = self.memory.host_recall_partition(platform, slot, Ipa(ipa), page_count)?;
+        self.partition_mut(id)?.account(ipa, pages, true);
+        Ok([pages, 0, 0, 0])
+    }
+
+    /// Every state; BUSY until every vCPU is out.
+    fn destroy(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
+        let partition = self.partition_mut(id)?;
+        partition.state = State::Dying(partition.end().unwrap_or(End::Stopped));
+        leave(partition, platform)?;
+        let slot = partition.slot;
+        let remaining = self.memory.partition_destroy(platform, slot, STEP_PAGES)?;
+        if remaining == 0
+            && let Some(place) = self.partitions.get_mut(slot.index())
+        {
+            *place = None;
+        }
+        Ok([remaining, 0, 0, 0])
+    }
+
+    fn stats(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
+        if id == 0 {
+            self.free_rx()?;
+            let stats = self.system_stats(platform.ticks_per_second());
+            self.deliver(platform, stats.as_bytes());
+            return Ok([size_of_val(&stats) as u64, 0, 0, 0]);
+        }
+        self.partition_mut(id)?;
+        self.free_rx()?;
+        let slot = partition::slot_of(id).ok_or(refuse(INVALID_PARAMETERS))?;
+        let partition = self.partitions.get(slot.index()).and_then(Option::as_ref);
+        let stats = partition.ok_or(refuse(INVALID_PARAMETERS))?.stats(&self.memory);
+        self.deliver(platform, stats.as_bytes());
+        Ok([size_of_val(&stats) as u64, 0, 0, 0])
+    }
+
+    fn system_stats(&self, ticks_per_second: u64) -> SystemStats {
+        let (census, counters) = (self.memory.census(), self.memory.counters());
+        SystemStats {
+            ticks_per_second,
+            partition_count: self.partitions.iter().flatten().count() as u64,
+            blocked_accesses: self.counters.blocked_accesses,
+            refused_calls: self.counters.refused_calls,
+            host_exits: self.counters.host_exits,
+            world_switches: self.counters.world_switches,
+            pages_given: counters.give.pages,
+            pages_recalled: counters.recall.pages,
+            tables_used: census.tables_used,
+            tables_free: census.tables_free,
+            tables_from_host: census.tables_from_host,
+            leaves_1g: census.leaves_1g,
+            leaves_2m: census.leaves_2m,
+            leaves_4k: census.leaves_4k,
+            splits: counters.splits,
+            coalesces: counters.coalesces,
+            give: cost(&counters.give),
+            recall: cost(&counters.recall),
+            last_give: cost(&counters.last_give),
+            last_recall: cost(&counters.last_recall),
+        }
+    }
+
+    #[cfg(feature = "fault-knobs")]
+    fn turn_knob(&mut self, number: u64, on: u64) -> Result<Results, Refusal> {
+        if on > 1 {
+            return Err(Refusal { code: INVALID_PARAMETERS, value: on });
+        }
+        if let Some(knob) = knob::stage2_knob(number) {
+            self.memory.set_knob(knob, on == 1);
+        } else if !self.knobs.set(number, on == 1) {
+            return Err(Refusal { code: INVALID_PARAMETERS, value: number });
+        }
+        Ok([0; 4])
+    }
+}
+
+/// INFO, the same for every caller.
+pub(crate) fn info(platform: &impl Platform) -> Results {
+    let flags = if cfg!(feature = "fault-knobs") { INFO_FAULT_KNOBS } else { 0 };
+    [VERSION, flags, MAX_PARTITIONS as u64, platform.ticks_per_second()]
+}
+
+/// BUSY, after a kick, while a vCPU is inside.
+fn leave(partition: &Partition, platform: &mut impl Platform) -> Result<(), Refusal> {
+    if partition.is_inside() {
+        partition.kick(platform);
+        return Err(Refusal { code: BUSY, value: u64::from(partition.id()) });
+    }
+    Ok(())
+}
+
+fn cost(cost: &stage2::Cost) -> Cost {
+    Cost {
+        calls: cost.calls,
+        pages: cost.pages,
+        validate: cost.validate,
+        tables: cost.tables,
+        tlbi: cost.tlbi,
+        scrub: cost.scrub,
+    }
+}
+
+/// The response to a direct request: `words` wide registers, from `service` to `sender`.
+pub(crate) fn respond(request: u32, sender: u16, result: Result<Results, Refusal>) -> Answer {
+    use hyp_abi::ffa::{
+        MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_RESP_32, MSG_SEND_DIRECT_RESP_64, SERVICE_ID,
+    };
+    let (status, [a, b, c, d]) = match result {
+        Ok(results) => (0, results),
+        Err(refusal) => (i64::from(refusal.code) as u64, [refusal.value, 0, 0, 0]),
+    };
+    let route = u64::from(SERVICE_ID) << 16 | u64::from(sender);
+    if request == MSG_SEND_DIRECT_REQ_32 {
+        let low = |word: u64| word & u64::from(u32::MAX);
+        [MSG_SEND_DIRECT_RESP_32.into(), route, 0, low(status), low(a), low(b), low(c), low(d)]
+    } else {
+        [MSG_SEND_DIRECT_RESP_64.into(), route, 0, status, a, b, c, d]
+    }
+}
