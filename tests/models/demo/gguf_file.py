@@ -43,9 +43,9 @@ def write(path, config, tokenizer, tensors, quantisation, name, description):
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
-    # The engine wraps a request in these two, unless asked for raw completion.
-    writer.add_string("flexserve.request.prefix", "")
-    writer.add_string("flexserve.request.suffix", "\n")
+    # The engine wraps a request in these two, unless asked for raw completion. (`add_string` drops empty strings.)
+    for key, value in (("prefix", ""), ("suffix", "\n")):
+        writer.add_key_value(f"flexserve.request.{key}", value, gguf.GGUFValueType.STRING)
     for tensor_name in tensor_names(config):
         array = np.ascontiguousarray(tensors[tensor_name], dtype=np.float32)
         if array.ndim == 1:

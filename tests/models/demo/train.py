@@ -95,6 +95,12 @@ class Muon(torch.optim.Optimizer):
                 p.add_(x, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
 
 
+def export(path, model, tokenizer):
+    """Writes the model as Q8_0."""
+    gguf_file.write(path, model.config, tokenizer, model.gguf_tensors(), "Q8_0", "flexserve demo phone assistant",
+                    "One English request in, one JSON tool call out")
+
+
 def main():
     here = pathlib.Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,6 +119,7 @@ def main():
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", help="checkpoint to start from")
+    parser.add_argument("--export-only", action="store_true", help="write the checkpoint of --start, train nothing")
     parser.add_argument("--checkpoint-every", type=int, default=200)
     args = parser.parse_args()
 
@@ -123,6 +130,11 @@ def main():
     if not args.tokenizer.exists():
         make_tokenizer(args.tokenizer, args.vocabulary, args.seed)
     tokenizer = tok.Tokenizer.load(args.tokenizer)
+    if args.export_only:
+        checkpoint = torch.load(args.start)
+        model = Model(checkpoint["config"], len(tokenizer.pieces))
+        model.load_state_dict(checkpoint["model"])
+        return export(args.out, model, tokenizer)
     data_path = args.work / f"data-{args.samples}-{args.seed}.npz"
     if not data_path.exists():
         make_data(data_path, tokenizer, args.samples, args.seed + 1000)
@@ -141,10 +153,9 @@ def main():
     optimizers = [Muon(matrices, lr=args.lr, weight_decay=0.02), torch.optim.AdamW(others, lr=0.2 * args.lr, betas=(0.9, 0.98), weight_decay=0.0)]
     base = [[group["lr"] for group in o.param_groups] for o in optimizers]
 
-    def export(name):
+    def save(name):
         torch.save({"model": model.state_dict(), "config": config}, args.work / "checkpoint.pt")
-        gguf_file.write(name, config, tokenizer, model.gguf_tensors(), "Q8_0", "flexserve demo phone assistant",
-                        "One English request in, one JSON tool call out")
+        export(name, model, tokenizer)
 
     rng, start, seen, running = np.random.default_rng(args.seed), time.time(), 0, None
     stream = batches(index, args.tokens, rng)
@@ -174,8 +185,8 @@ def main():
             now = time.time() - start
             print(f"step {step} loss {running:.4f} samples/batch {len(chosen)} tokens/s {seen / now:.0f} {now:.0f} s", flush=True)
         if (step + 1) % args.checkpoint_every == 0:
-            export(args.work / "checkpoint.gguf")
-    export(args.out)
+            save(args.work / "checkpoint.gguf")
+    save(args.out)
 
 
 if __name__ == "__main__":
