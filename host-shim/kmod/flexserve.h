@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * /dev/flexserve: what user space asks of the flexserve module.
+ *
+ * An open file is the life of at most one partition. Closing the file, however the process ends, destroys the
+ * partition and returns its pages. Every ioctl takes one struct flexserve_request; unused inputs must be 0. Numbers
+ * of the hypervisor (status, manifest, exit reasons, statistics) are those of hyp/abi.
+ *
+ * Errors, as errno; "status" and "detail" say what the hypervisor said last:
+ *   EBUSY    another thread is inside an ioctl of this file that excludes this one, or the hypervisor is busy
+ *   ENOMEM   the host is out of memory
+ *   EINTR    a signal; what was done stays done
+ *   ENXIO    this file has no partition; mmap: a page that may not be mapped
+ *   EEXIST   CREATE: this file had a partition already
+ *   EFAULT   a bad address in the request
+ *   EINVAL, EACCES, EOPNOTSUPP, ESHUTDOWN, ENODATA   the hypervisor (EINVAL, or the module) refused
+ *   EIO      the hypervisor broke the protocol
+ */
+#ifndef _UAPI_FLEXSERVE_H
+#define _UAPI_FLEXSERVE_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define FLEXSERVE_API_VERSION 1
+
+/* 128 bytes, the same layout for 32- and 64-bit callers. Meaningful after success, and as said below after errors. */
+struct flexserve_request {
+	__s32 status;		/* out: FF-A status of the last call to the hypervisor, 0: success; also on error */
+	__u32 reserved;		/* 0 */
+	__u64 detail;		/* out: what offended (an address, an index), or 0; also on error */
+	__u64 in[4];
+	__u64 out[10];
+};
+
+#define FLEXSERVE_IOC(nr) _IOWR(0xF5, nr, struct flexserve_request)
+
+/*
+ * out: 0 FLEXSERVE_API_VERSION, 1 FF-A version, 2 service version (versions: major << 16 | minor), 3 service flags,
+ * 4 most partitions, 5 ticks per second; the module's counters: 6 partitions of all files, 7 pages that partitions
+ * hold, 8 pages that page tables hold, 9 pages that did not come back and are never used again (a defect if not 0).
+ */
+#define FLEXSERVE_INFO FLEXSERVE_IOC(0)
+/* Statistics. in: 0 for the system or the id of any partition, address and bytes of a buffer. out: bytes written. */
+#define FLEXSERVE_STATS FLEXSERVE_IOC(1)
+/*
+ * Runs a vCPU in this thread until it needs user space, the time is over, or a signal comes (EINTR). in: vCPU,
+ * nanoseconds to stay at most (0: no limit). out: reason, then details as hyp/abi run_exit says.
+ */
+#define FLEXSERVE_RUN FLEXSERVE_IOC(2)
+#define FLEXSERVE_EXIT_KICK 1
+#define FLEXSERVE_EXIT_TIMER 2		/* sleeps without a deadline; others are slept inside RUN */
+#define FLEXSERVE_EXIT_WAITING 3
+#define FLEXSERVE_EXIT_FINISHED 4
+#define FLEXSERVE_EXIT_CRASHED 5
+#define FLEXSERVE_EXIT_STOPPED 6
+#define FLEXSERVE_EXIT_SLICE 0x100	/* the time is over; the module's own */
+/* Creates the partition, once in the file's life. in: address and bytes (at most 4096) of the manifest. out: id. */
+#define FLEXSERVE_CREATE FLEXSERVE_IOC(3)
+/*
+ * Gives newly allocated pages at ascending IPAs, all in one region of the manifest. in: IPA of the first, pages,
+ * address of their contents (4096 bytes each) or 0 for zero pages, flags. out: pages given, also on error.
+ */
+#define FLEXSERVE_GIVE FLEXSERVE_IOC(4)
+#define FLEXSERVE_GIVE_MAPPABLE 1	/* mmap may map them: for regions that the partition shares */
+/* Measures all that was given; afterwards nothing more can be given. out: SHA-384 in the first 48 bytes. */
+#define FLEXSERVE_MEASURE FLEXSERVE_IOC(5)
+/* Makes a measured partition runnable. */
+#define FLEXSERVE_START FLEXSERVE_IOC(6)
+/* Ends the partition, and a RUN that is under way. */
+#define FLEXSERVE_STOP FLEXSERVE_IOC(7)
+/* Takes pages back from a partition that cannot run. in: IPA, pages; what was not given is skipped. out: pages. */
+#define FLEXSERVE_RECALL FLEXSERVE_IOC(8)
+/* Stops and destroys the partition and takes all its pages back. out: pages. */
+#define FLEXSERVE_DESTROY FLEXSERVE_IOC(9)
+
+/*
+ * mmap: the file offset is the IPA of the first page; every page must have been given with FLEXSERVE_GIVE_MAPPABLE;
+ * MAP_SHARED, not executable. Until the partition has shared a page, a touch is a SIGBUS.
+ */
+#endif
