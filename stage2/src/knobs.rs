@@ -1,14 +1,30 @@
-//! Fault knobs: each skips exactly one operation, so that a test or an attack can show that the operation is what stops it.
+//! Fault knobs: each skips exactly one operation, so that a test or an attack can show that the operation is what stops
+//! it. Without the feature `fault-knobs` (or in other crates' builds) none of this exists.
 
-use crate::FlexMem;
+/// Whether a knob leaves a protection out: constant `false` in a shipped image.
+#[cfg(not(any(test, feature = "fault-knobs")))]
+macro_rules! skips {
+    ($flexmem:expr, $knob:ident) => {
+        false
+    };
+}
 
-/// A protection that can be left out in a `fault-knobs` build. The discriminants travel in the vendor service.
+/// Whether a knob leaves a protection out.
+#[cfg(any(test, feature = "fault-knobs"))]
+macro_rules! skips {
+    ($flexmem:expr, $knob:ident) => {
+        $flexmem.knobs & (1 << crate::Knob::$knob as u32) != 0
+    };
+}
+
+/// A protection that can be left out. The discriminants travel in the vendor service.
+#[cfg(any(test, feature = "fault-knobs"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Knob {
     /// Give leaves the page in the host's stage 2, with all rights.
     SkipHostUnmap = 0,
-    /// Nothing is invalidated when a page is taken out of a tree (breaks before a make still are).
+    /// Give, unshare and recall invalidate nothing (breaks before a make still do).
     SkipTlbi = 1,
     /// Give does not zero the page ([`crate::Fill::Zero`]).
     SkipScrubOnGive = 2,
@@ -26,13 +42,36 @@ pub enum Knob {
     SkipIpaCheck = 8,
     /// Unshare leaves the page in the host's stage 2.
     SkipUnshareUnmap = 9,
-    /// [`FlexMem::scrub_all`] does nothing.
+    /// [`crate::FlexMem::scrub_all`] does nothing.
     SkipScrubAll = 10,
-    /// Entries change in place, without break-before-make.
+    /// Blocks and tables replace each other in place, without break-before-make.
     SkipBreak = 11,
 }
 
-impl FlexMem {
+#[cfg(any(test, feature = "fault-knobs"))]
+impl Knob {
+    /// All knobs, in the order of their numbers.
+    pub const ALL: [Self; 12] = [
+        Self::SkipHostUnmap,
+        Self::SkipTlbi,
+        Self::SkipScrubOnGive,
+        Self::SkipScrubOnRecall,
+        Self::SkipClean,
+        Self::SkipOwnershipCheck,
+        Self::SkipOverlapCheck,
+        Self::SkipPinCheck,
+        Self::SkipIpaCheck,
+        Self::SkipUnshareUnmap,
+        Self::SkipScrubAll,
+        Self::SkipBreak,
+    ];
+}
+
+#[cfg(any(test, feature = "fault-knobs"))]
+impl crate::FlexMem {
     /// Turns a knob: `true` leaves the protection out.
-    pub fn set_knob(&mut self, _knob: Knob, _skip: bool) {}
+    pub fn set_knob(&mut self, knob: Knob, skip: bool) {
+        let bit = 1 << knob as u32;
+        self.knobs = if skip { self.knobs | bit } else { self.knobs & !bit };
+    }
 }

@@ -27,13 +27,14 @@
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod knobs;
+
 mod counters;
 mod desc;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod flexmem;
-#[cfg(any(test, feature = "fault-knobs"))]
-mod knobs;
 mod machine;
 mod pool;
 #[cfg(test)]
