@@ -1,3 +1,50 @@
-//! Partition runtime for the inference engine.
+//! The inference partition: loads the model that the host gave, and answers requests until the host ends the session.
+#![cfg_attr(target_os = "none", no_std)]
+#![cfg_attr(target_os = "none", no_main)]
 
-fn main() {}
+#[cfg(target_os = "none")]
+mod image {
+    use guest_llm::serve::{End, Platform, serve};
+    use guest_llm::{arch, ffa, memory};
+
+    guest_llm::partition!(*b"guest-llm\0\0\0\0\0\0\0", main);
+
+    /// The hypervisor and the allocator.
+    struct Hypervisor;
+
+    impl Platform for Hypervisor {
+        fn kick(&self) {
+            ffa::give_way();
+        }
+
+        fn wait(&self) {
+            ffa::wait_for_message();
+        }
+
+        fn ticks(&self) -> u64 {
+            arch::ticks()
+        }
+
+        fn heap_used(&self) -> usize {
+            memory::heap_used()
+        }
+
+        fn heap_free(&self) -> usize {
+            memory::heap_free()
+        }
+    }
+
+    fn main(_: u64, _: u64) -> ! {
+        let start = arch::ticks();
+        let Ok(memory) = ffa::identify().and_then(|_| memory::take()) else {
+            ffa::exit(End::NO_SESSION);
+        };
+        memory.heap.start_allocator();
+        ffa::exit(serve(memory.session, memory.model, start, &Hypervisor).exit_code())
+    }
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("guest-llm: an image for aarch64-unknown-none; `cargo xtask build` makes it");
+}

@@ -105,6 +105,141 @@ pub mod failure {
     pub const REQUEST: u32 = 3;
 }
 
+/// Frames between the attack suite and the probe (`guest-llm/src/bin/guest-probe`), a hostile partition that commits
+/// one act per frame. Not part of the product's session: the inference runtime answers these kinds with ERROR.
+///
+/// A command's payload is a [`Command`](probe::Command); FILL_HEAP and CHECK_HEAP have a pattern of
+/// [`PATTERN_SIZE`](probe::PATTERN_SIZE) bytes after it. Acts that return are answered by one RESULT with a
+/// [`Report`](probe::Report); for the others the hypervisor ends the partition and its report is the result.
+pub mod probe {
+    use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+    /// Host to partition: reads 8 bytes at IPA `args[0]`. Result: `values[0]` = the value.
+    pub const READ: u32 = 0x200;
+    /// Host to partition: writes `args[1]` (8 bytes) at IPA `args[0]`. Result: `values[0]` = the value read back.
+    pub const WRITE: u32 = 0x201;
+    /// Host to partition: calls code at IPA `args[0]`, after writing it there if `args[1]` is 1 (the code returns
+    /// [`EXECUTED`]). Result: `values[0]` = what the code returned.
+    pub const EXECUTE: u32 = 0x202;
+    /// Host to partition: reads register number `args[0]` of [`REGISTERS`]. Result: `values[0]` = its value.
+    pub const REGISTER_READ: u32 = 0x203;
+    /// Host to partition: writes `args[1]` to register number `args[0]` of [`REGISTERS`], which must be writable.
+    pub const REGISTER_WRITE: u32 = 0x204;
+    /// Host to partition: `args[1]` seeded random SMCs from seed `args[0]`, without those that a partition may make to
+    /// its own harm (EXIT, PANIC, SHARE, UNSHARE, FFA_MSG_WAIT). Result: `values[0]` = calls answered NOT_SUPPORTED by SMCCC or FF-A, `values[1]` = other
+    /// errors, `values[2]` = calls that succeeded, `values[3]` = function id of the last one that did.
+    pub const SMC: u32 = 0x205;
+    /// Host to partition: fills the heap with the pattern. Result: `values[0]` = pages filled.
+    pub const FILL_HEAP: u32 = 0x206;
+    /// Host to partition: compares the heap with the pattern. Result: `values[0]` = patterns compared, `values[1]` = those that differ.
+    pub const CHECK_HEAP: u32 = 0x207;
+    /// Host to partition: fills v0-v31, FPCR and FPSR with values made from `args[0]`, gives the CPU away (FFA_YIELD)
+    /// if `args[1]` is 0, else spins `args[1]` ticks, and compares; `args[2]` rounds. Result: `values[0]` = registers
+    /// found changed over all rounds.
+    pub const SIMD: u32 = 0x208;
+    /// Host to partition: spins for `args[0]` ticks; 0: for ever. Result: `values[0]` = ticks spun.
+    pub const SPIN: u32 = 0x209;
+    /// Host to partition: sleeps by WFI until the virtual timer fires after `args[0]` ticks. Result: `values[0]` =
+    /// ticks slept, `values[1]` = CNTV_CTL_EL0 afterwards.
+    pub const SLEEP: u32 = 0x20A;
+    /// Host to partition: ends itself with exit code `args[0]`.
+    pub const EXIT: u32 = 0x20B;
+    /// Host to partition: panics.
+    pub const PANIC: u32 = 0x20C;
+    /// Host to partition: shares the page at IPA `args[0]`. Result: status.
+    pub const SHARE: u32 = 0x20D;
+    /// Host to partition: takes the shared page at IPA `args[0]` back. Result: status.
+    pub const UNSHARE: u32 = 0x20E;
+    /// Host to partition: what vCPU 0 found when it started. Result: `values[0]` = general-purpose registers that were
+    /// not zero (a bit each), `values[1]` = SIMD registers that were not zero.
+    pub const BOOT_STATE: u32 = 0x20F;
+
+    /// Partition to host: the probe listens; no payload.
+    pub const LISTENING: u32 = 0x300;
+    /// Partition to host: an act came back; a [`Report`].
+    pub const RESULT: u32 = 0x301;
+
+    /// What the code that EXECUTE plants returns.
+    pub const EXECUTED: u64 = 0xC0DE;
+    /// Bytes of the pattern behind FILL_HEAP and CHECK_HEAP.
+    pub const PATTERN_SIZE: usize = 16;
+
+    /// Registers that REGISTER_READ and REGISTER_WRITE name by their number here.
+    pub const REGISTERS: [&str; 46] = [
+        // Identification: what is hidden (system.md I12) must read as absent.
+        "ID_AA64PFR0_EL1",
+        "ID_AA64PFR1_EL1",
+        "ID_AA64DFR0_EL1",
+        "ID_AA64ISAR1_EL1",
+        "ID_AA64MMFR0_EL1",
+        "ID_AA64MMFR1_EL1",
+        "ID_AA64MMFR2_EL1",
+        "MIDR_EL1",
+        "MPIDR_EL1",
+        // Higher exception levels.
+        "HCR_EL2",
+        "VTTBR_EL2",
+        "VTCR_EL2",
+        "SCTLR_EL2",
+        "TTBR0_EL2",
+        "VBAR_EL2",
+        "ELR_EL2",
+        "CNTHCTL_EL2",
+        "CNTHP_CTL_EL2",
+        "ICH_HCR_EL2",
+        "MDCR_EL2",
+        "SCR_EL3",
+        // The host's interrupts.
+        "ICC_SRE_EL1",
+        "ICC_IAR1_EL1",
+        "ICC_EOIR1_EL1",
+        "ICC_PMR_EL1",
+        "ICC_IGRPEN1_EL1",
+        "ICC_SGI1R_EL1",
+        // The host's timer, debug, performance monitors and error records.
+        "CNTP_CTL_EL0",
+        "CNTP_CVAL_EL0",
+        "CNTKCTL_EL1",
+        "MDSCR_EL1",
+        "OSLAR_EL1",
+        "DBGBVR0_EL1",
+        "DBGBCR0_EL1",
+        "PMCR_EL0",
+        "PMCCNTR_EL0",
+        "ERRSELR_EL1",
+        // Features that are hidden.
+        "ZCR_EL1",
+        "SMCR_EL1",
+        "GCR_EL1",
+        "PMSCR_EL1",
+        "TRBLIMITR_EL1",
+        "BRBCR_EL1",
+        "AMCR_EL0",
+        "MPAM1_EL1",
+        "LORC_EL1",
+    ];
+
+    /// Payload of a command. 32 bytes.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+    #[repr(C)]
+    pub struct Command {
+        /// As the kind says; the rest is ignored.
+        pub args: [u64; 4],
+    }
+
+    /// Payload of RESULT. 40 bytes.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+    #[repr(C)]
+    pub struct Report {
+        /// Kind of the command.
+        pub act: u32,
+        /// 0, or the FF-A error code that the hypervisor answered; INVALID_PARAMETERS for a malformed command.
+        pub status: i32,
+        /// As the kind says; the rest is zero.
+        pub values: [u64; 4],
+    }
+}
+
 /// One direction: a single-producer single-consumer byte ring. Valid when zeroed.
 #[repr(C, align(64))]
 pub struct Ring {

@@ -1,0 +1,11 @@
+//! What only this CPU can do: start-up, exception vectors, stage-1 tables, SMC, counters. Unsafe code of the runtime lives
+//! here, in [`crate::memory`], which turns given pages into references, and in [`crate::ffa`].
+
+#[cfg(target_os = "none")]
+mod boot;
+#[cfg(target_os = "none")]
+mod cpu;
+pub mod tables;
+
+#[cfg(target_os = "none")]
+pub use cpu::{endpoint_id, halt, set_endpoint_id, smc, ticks};

@@ -1,0 +1,109 @@
+//! The acts, one function call each.
+
+use core::arch::asm;
+
+use guest_llm::{arch, ffa};
+use hyp_abi::ffa::error::INVALID_PARAMETERS;
+use hyp_abi::session::probe::{self, EXECUTED, PATTERN_SIZE};
+
+use crate::{alias, calls, registers, simd};
+
+/// What acts work on.
+pub struct Probe {
+    heap: &'static mut [u64],
+    boot_state: [u64; 2],
+}
+
+impl Probe {
+    /// `boot_state`: registers that were not zero at the start.
+    pub fn new(heap: &'static mut [u64], boot_state: [u64; 2]) -> Self {
+        Probe { heap, boot_state }
+    }
+
+    /// Commits the act of command `kind`; returns the status for the report.
+    pub fn commit(&mut self, kind: u32, args: [u64; 4], pattern: &[u8], values: &mut [u64; 4]) -> i32 {
+        let [first, second, third, _] = args;
+        let status = |result: Result<(), ffa::Status>| result.map_or_else(|status| status.0, |()| 0);
+        match kind {
+            probe::READ => values[0] = alias::read(first),
+            probe::WRITE => values[0] = alias::write(first, second),
+            probe::EXECUTE => {
+                if second == 1 {
+                    alias::plant(first, EXECUTED as u16);
+                }
+                values[0] = alias::call(first);
+            }
+            probe::REGISTER_READ => match registers::read(first) {
+                Some(value) => values[0] = value,
+                None => return INVALID_PARAMETERS,
+            },
+            probe::REGISTER_WRITE => {
+                if !registers::write(first, second) {
+                    return INVALID_PARAMETERS;
+                }
+            }
+            probe::SMC => *values = calls::random(first, second),
+            probe::FILL_HEAP | probe::CHECK_HEAP => {
+                let Some(pattern) = pattern.first_chunk::<PATTERN_SIZE>() else { return INVALID_PARAMETERS };
+                let pattern = zerocopy::transmute!(*pattern);
+                *values = if kind == probe::FILL_HEAP { self.fill(pattern) } else { self.check(pattern) };
+            }
+            probe::SIMD => values[0] = simd::survive(first, second, third),
+            probe::SPIN => values[0] = spin(first),
+            probe::SLEEP => *values = sleep(first),
+            probe::EXIT => ffa::exit(first),
+            probe::PANIC => panic!(),
+            // SAFETY: the probe keeps no reference to a page that can be shared, except the session's atomics.
+            probe::SHARE => return status(unsafe { ffa::share(first) }),
+            // SAFETY: as above; if a session page goes, the session goes with it, which is the sender's wish.
+            probe::UNSHARE => return status(unsafe { ffa::unshare(first) }),
+            probe::BOOT_STATE => values[..2].copy_from_slice(&self.boot_state),
+            _ => return INVALID_PARAMETERS,
+        }
+        0
+    }
+
+    fn fill(&mut self, pattern: [u64; 2]) -> [u64; 4] {
+        for pair in self.heap.chunks_exact_mut(2) {
+            pair.copy_from_slice(&pattern);
+        }
+        // The bytes must be in memory, not in the compiler's mind, when somebody looks for them.
+        core::hint::black_box(&mut *self.heap);
+        [(size_of_val(self.heap) / 4096) as u64, 0, 0, 0]
+    }
+
+    fn check(&mut self, pattern: [u64; 2]) -> [u64; 4] {
+        let heap = core::hint::black_box(&*self.heap);
+        let differing = heap.chunks_exact(2).filter(|pair| **pair != pattern).count();
+        [heap.len() as u64 / 2, differing as u64, 0, 0]
+    }
+}
+
+/// Spins for that many ticks; 0: for ever.
+fn spin(ticks: u64) -> u64 {
+    let start = arch::ticks();
+    loop {
+        let spun = arch::ticks().wrapping_sub(start);
+        if ticks != 0 && spun >= ticks {
+            return spun;
+        }
+    }
+}
+
+/// Sleeps until the virtual timer fires after `ticks`; returns ticks slept and CNTV_CTL_EL0.
+fn sleep(ticks: u64) -> [u64; 4] {
+    let start = arch::ticks();
+    let deadline = start.saturating_add(ticks);
+    let control: u64;
+    // SAFETY: the virtual timer is the partition's own, and its interrupt stays masked: it only ends WFI.
+    unsafe {
+        asm!("msr cntv_cval_el0, {deadline}", "msr cntv_ctl_el0, {on}", "isb",
+             deadline = in(reg) deadline, on = in(reg) 1_u64, options(nostack));
+        while arch::ticks() < deadline {
+            asm!("wfi", options(nostack));
+        }
+        asm!("mrs {control}, cntv_ctl_el0", "msr cntv_ctl_el0, xzr", "isb", control = out(reg) control,
+             options(nostack));
+    }
+    [arch::ticks().wrapping_sub(start), control, 0, 0]
+}

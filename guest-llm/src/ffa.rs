@@ -1,0 +1,108 @@
+//! FF-A calls of the partition: the vendor service, giving the CPU away, and the end.
+
+use hyp_abi::ffa;
+use hyp_abi::service::op;
+
+use crate::arch;
+
+/// One of a manifest's regions as the hypervisor sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// First IPA.
+    pub ipa: u64,
+    /// Pages given so far. The host may leave holes; touching one ends the partition.
+    pub page_count: u64,
+    /// One of [`hyp_abi::manifest::kind`].
+    pub kind: u64,
+}
+
+/// A status of the vendor service other than 0: an FF-A error code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status(pub i32);
+
+/// # Safety
+/// As [`arch::smc`].
+unsafe fn call(function: u32, args: [u64; 7]) -> [u64; 8] {
+    let mut x = [0; 18];
+    x[0] = u64::from(function);
+    x[1..8].copy_from_slice(&args);
+    // SAFETY: passed on to the caller.
+    unsafe { arch::smc(&mut x) };
+    [x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]]
+}
+
+/// # Safety
+/// As [`arch::smc`].
+unsafe fn service(op: u64, args: [u64; 4]) -> Result<[u64; 4], Status> {
+    let ids = arch::endpoint_id() << 16 | u64::from(ffa::SERVICE_ID);
+    // SAFETY: passed on to the caller.
+    let x = unsafe { call(ffa::MSG_SEND_DIRECT_REQ_64, [ids, 0, op, args[0], args[1], args[2], args[3]]) };
+    match (x[0] as u32, x[3] as i32) {
+        (ffa::MSG_SEND_DIRECT_RESP_64, 0) => Ok([x[4], x[5], x[6], x[7]]),
+        (ffa::MSG_SEND_DIRECT_RESP_64, status) => Err(Status(status)),
+        (ffa::ERROR, _) => Err(Status(x[2] as i32)),
+        _ => Err(Status(ffa::error::NOT_SUPPORTED)),
+    }
+}
+
+/// Asks for this partition's id, which later calls name as the sender. Must come first.
+pub fn identify() -> Result<u16, Status> {
+    // SAFETY: FFA_ID_GET touches no memory.
+    let x = unsafe { call(ffa::ID_GET, [0; 7]) };
+    if x[0] as u32 != ffa::SUCCESS_32 {
+        return Err(Status(x[2] as i32));
+    }
+    arch::set_endpoint_id(x[2] as u16);
+    Ok(x[2] as u16)
+}
+
+/// Describes region `index` of the manifest.
+pub fn region(index: u64) -> Result<Region, Status> {
+    // SAFETY: REGION touches no memory.
+    let x = unsafe { service(op::REGION, [index, 0, 0, 0])? };
+    Ok(Region { ipa: x[0], page_count: x[1], kind: x[2] })
+}
+
+/// Shares the page at `ipa` with the host.
+///
+/// # Safety
+/// From here on the host changes the page at any time: only atomics and volatile accesses may touch it.
+pub unsafe fn share(ipa: u64) -> Result<(), Status> {
+    // SAFETY: passed on to the caller.
+    unsafe { service(op::SHARE, [ipa, 0, 0, 0]) }.map(drop)
+}
+
+/// Takes a shared page back, zeroed.
+///
+/// # Safety
+/// No reference to the page may exist.
+pub unsafe fn unshare(ipa: u64) -> Result<(), Status> {
+    // SAFETY: passed on to the caller.
+    unsafe { service(op::UNSHARE, [ipa, 0, 0, 0]) }.map(drop)
+}
+
+/// Gives the CPU to the host, which is asked to look at the session; returns when it runs the partition again.
+pub fn give_way() {
+    // SAFETY: meanwhile the host changes shared pages only, which are accessed by atomics.
+    unsafe { call(ffa::YIELD, [0; 7]) };
+}
+
+/// Tells the host that there is nothing to do; returns when it runs the partition again.
+pub fn wait_for_message() {
+    // SAFETY: as in `give_way`.
+    unsafe { call(ffa::MSG_WAIT, [0; 7]) };
+}
+
+/// Ends the partition; 0 is success.
+pub fn exit(code: u64) -> ! {
+    // SAFETY: does not return, so no reference is used again.
+    let _ = unsafe { service(op::EXIT, [code, 0, 0, 0]) };
+    arch::halt()
+}
+
+/// Ends the partition and reports where it panicked: a hash of the file's name (see [`crate::fnv1a`]) and the line.
+pub fn panicked(file: u64, line: u64) -> ! {
+    // SAFETY: does not return, so no reference is used again.
+    let _ = unsafe { service(op::PANIC, [file, line, 0, 0]) };
+    arch::halt()
+}

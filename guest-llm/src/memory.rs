@@ -1,0 +1,97 @@
+//! The partition's memory: heap, model file and session pages, as far as the host gave them.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hyp_abi::PAGE_SIZE;
+use hyp_abi::ffa::error;
+use hyp_abi::manifest::{kind, layout};
+use hyp_abi::session::{SESSION_PAGES, Session};
+
+use crate::ffa::{self, Status};
+use crate::layout::{HEAP_MAX, MODEL_MAX, region};
+
+/// One CPU and no interrupts: the lock is never contended.
+type Heap = talc::TalcLock<spin::Mutex<()>, talc::source::Manual>;
+
+#[global_allocator]
+static HEAP: Heap = Heap::new(talc::source::Manual);
+
+/// What was given.
+pub struct Memory {
+    /// The heap region, unused so far.
+    pub heap: HeapRegion,
+    /// The model region: the file, then zeros up to the end of its last page.
+    pub model: &'static [u8],
+    /// The session, already shared.
+    pub session: &'static Session,
+}
+
+/// Asks what was given, and shares the session pages. Works once.
+///
+/// # Errors
+/// What the hypervisor answered; DENIED the second time; INVALID_PARAMETERS if a region is not the manifest's;
+/// NO_MEMORY if session pages are missing.
+pub fn take() -> Result<Memory, Status> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(Status(error::DENIED));
+    }
+    let heap = given(region::HEAP, layout::HEAP, HEAP_MAX, kind::ZERO)?;
+    let model = given(region::MODEL, layout::MODEL, MODEL_MAX, kind::MODEL)?;
+    let session = given(region::SESSION, layout::SESSION, SESSION_PAGES * PAGE_SIZE, kind::SHARED)?;
+    if session < (SESSION_PAGES * PAGE_SIZE) as usize {
+        return Err(Status(error::NO_MEMORY));
+    }
+    for page in 0..SESSION_PAGES {
+        // SAFETY: no reference to the session exists yet; the one made below is to atomics only.
+        unsafe { ffa::share(layout::SESSION + page * PAGE_SIZE)? };
+    }
+    Ok(Memory {
+        heap: HeapRegion { bytes: heap },
+        // SAFETY: nothing else refers to the region, and nobody can write it: it is read-only in both stages. A page
+        // that the host left out ends the partition when it is touched.
+        model: unsafe { core::slice::from_raw_parts(layout::MODEL as *const u8, model) },
+        // SAFETY: the pages were given, zeroed, and are mapped for good; zeros are a valid `Session`; it consists of
+        // atomics and padding, so that the host may change it meanwhile.
+        session: unsafe { &*(layout::SESSION as *const Session) },
+    })
+}
+
+fn given(index: u64, ipa: u64, max: u64, kind: u32) -> Result<usize, Status> {
+    let region = ffa::region(index)?;
+    let size = region.page_count.checked_mul(PAGE_SIZE).filter(|size| *size <= max);
+    match size {
+        Some(size) if region.ipa == ipa && region.kind == u64::from(kind) => Ok(size as usize),
+        _ => Err(Status(error::INVALID_PARAMETERS)),
+    }
+}
+
+/// The right to use the heap region; there is one.
+pub struct HeapRegion {
+    bytes: usize,
+}
+
+impl HeapRegion {
+    /// Hands the region to the allocator. If it is too small for that, every allocation fails.
+    pub fn start_allocator(self) {
+        // SAFETY: `self` is the only right to use the region.
+        let _ = unsafe { HEAP.lock().claim(layout::HEAP as *mut u8, self.bytes) };
+    }
+
+    /// Hands the region to the caller as it is.
+    pub fn into_words(self) -> &'static mut [u64] {
+        // SAFETY: `self` is the only right to use the region, which was given zeroed and is aligned to pages. A page that
+        // the host left out ends the partition when it is touched.
+        unsafe { core::slice::from_raw_parts_mut(layout::HEAP as *mut u64, self.bytes / size_of::<u64>()) }
+    }
+}
+
+/// Bytes of the heap in use.
+pub fn heap_used() -> usize {
+    HEAP.lock().counters().allocated_bytes
+}
+
+/// Bytes that the allocator still has, in one or several pieces.
+pub fn heap_free() -> usize {
+    HEAP.lock().counters().available_bytes
+}

@@ -1,0 +1,346 @@
+//! The session: requests from the host, answers of the inference engine.
+//!
+//! All that comes from the host is hostile: positions and lengths (the rings check them), kinds, parameters, and the
+//! prompt, which is copied out once and then checked. A request can fail in three ways, by ERROR, and the session goes on:
+//! it is malformed, memory does not suffice, or the model turns out broken. A broken ring ends the partition. A host that
+//! does not empty its ring denies itself the answer, nothing else.
+//!
+//! No prompt or answer byte leaves but in TOKEN frames; error texts are made of the engine's words, numbers and names of
+//! the model file.
+
+// Errors of the engine carry names out of the file without allocating, and are rare.
+#![allow(clippy::result_large_err)]
+
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+use arrayvec::ArrayString;
+use flexserve_engine::{
+    self as engine, Event, Flow, Limits, Model, Sampling, SessionConfig, StopReason, generate,
+};
+use hyp_abi::session::{
+    Done, Failure, MAGIC, MAX_FRAME, REQUEST_RAW, Ready, Request, Ring, RingError, Session, failure, frame,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// What the session needs of the world.
+pub trait Platform {
+    /// Asks the host to look at the session; returns when the partition runs again.
+    fn kick(&self);
+    /// Waits for a message of the host.
+    fn wait(&self);
+    /// Reads the system counter.
+    fn ticks(&self) -> u64;
+    /// Bytes of the heap in use.
+    fn heap_used(&self) -> usize;
+    /// Bytes of the heap that are free.
+    fn heap_free(&self) -> usize;
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The host ended it.
+    Shutdown,
+    /// The model was refused, or no memory was left to start; an ERROR frame says why.
+    Refused,
+    /// The host broke a ring: nothing more can be said.
+    Broken,
+}
+
+impl End {
+    /// Exit code when there was no session to begin with: the hypervisor refused what every partition may do, or session
+    /// pages are missing.
+    pub const NO_SESSION: u64 = 3;
+
+    /// The partition's exit code.
+    pub fn exit_code(self) -> u64 {
+        match self {
+            End::Shutdown => 0,
+            End::Refused => 1,
+            End::Broken => 2,
+        }
+    }
+}
+
+impl From<RingError> for End {
+    fn from(_: RingError) -> Self {
+        End::Broken
+    }
+}
+
+/// Heap bytes that a context may not take: for the tokens of the prompt, the sampler's candidates and the allocator's own
+/// use.
+const RESERVE: usize = 1 << 20;
+
+/// Runs a session to its end, with the GGUF file at the start of `model` (what follows it is ignored). `start` is when the
+/// partition started, in ticks.
+pub fn serve(session: &Session, model: &[u8], start: u64, platform: &impl Platform) -> End {
+    session.magic.store(MAGIC, core::sync::atomic::Ordering::Release);
+    let outbox = Outbox { ring: &session.to_host, platform };
+    let Err(end) = run(session, model, start, platform, &outbox);
+    end
+}
+
+fn run<P: Platform>(
+    session: &Session,
+    bytes: &[u8],
+    start: u64,
+    platform: &P,
+    outbox: &Outbox<'_, P>,
+) -> Result<core::convert::Infallible, End> {
+    let buffers = frame_buffer().and_then(|first| Some((first, frame_buffer()?)));
+    let Some((mut payload, next)) = buffers else {
+        outbox.fail(failure::MEMORY, format_args!("the heap does not hold the frame buffers"))?;
+        return Err(End::Refused);
+    };
+    let mut inbox = Inbox { ring: &session.to_partition, platform, buffer: next, held: None };
+
+    let limits = Limits { memory_bytes: platform.heap_free(), ..Limits::default() };
+    let model = match Model::load(bytes, &limits) {
+        Ok(model) => model,
+        Err(error) => {
+            outbox.fail(blame(&error), format_args!("{error}"))?;
+            return Err(End::Refused);
+        }
+    };
+    let ready = Ready {
+        load_ticks: platform.ticks().wrapping_sub(start),
+        model_bytes: bytes.len() as u64,
+        heap_used: platform.heap_used() as u64,
+    };
+    outbox.send(frame::READY, ready.as_bytes(), &[])?;
+
+    let mut context = Context { model: &model, session: None };
+    loop {
+        let (kind, length) = inbox.wait_for(&mut payload)?;
+        let payload = payload.get(..length).unwrap_or(&[]);
+        match kind {
+            frame::REQUEST => match answer(&mut context, payload, &mut inbox, outbox)? {
+                Ok(done) => outbox.send(frame::DONE, done.as_bytes(), &[])?,
+                Err(Refusal::Malformed(what)) => outbox.fail(failure::REQUEST, format_args!("{what}"))?,
+                Err(Refusal::Engine(error)) => outbox.fail(blame(&error), format_args!("{error}"))?,
+            },
+            // It crossed the end of the answer that it was to stop.
+            frame::CANCEL => {}
+            frame::SHUTDOWN => return Err(End::Shutdown),
+            _ => outbox.fail(failure::REQUEST, format_args!("frame kind {kind:#x} is unknown"))?,
+        }
+    }
+}
+
+fn frame_buffer() -> Option<Vec<u8>> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(MAX_FRAME).ok()?;
+    buffer.resize(MAX_FRAME, 0);
+    Some(buffer)
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+enum Refusal {
+    /// What is wrong with the frame.
+    Malformed(&'static str),
+    /// What the engine says.
+    Engine(engine::Error),
+}
+
+impl From<engine::Error> for Refusal {
+    fn from(error: engine::Error) -> Self {
+        Refusal::Engine(error)
+    }
+}
+
+/// Returns the failure code of an engine error: whose fault it is.
+fn blame(error: &engine::Error) -> u32 {
+    match error {
+        engine::Error::MemoryLimit { .. } | engine::Error::OutOfMemory { .. } => failure::MEMORY,
+        engine::Error::Parameter { .. } | engine::Error::EmptyPrompt | engine::Error::ContextFull { .. } => {
+            failure::REQUEST
+        }
+        _ => failure::MODEL,
+    }
+}
+
+/// The engine's session, kept from one request to the next of the same context length.
+struct Context<'m> {
+    model: &'m Model<'m>,
+    session: Option<(u32, engine::Session<'m>)>,
+}
+
+impl<'m> Context<'m> {
+    fn prepare(
+        &mut self,
+        length: u32,
+        platform: &impl Platform,
+    ) -> Result<&mut engine::Session<'m>, Refusal> {
+        let kept = self.session.take_if(|(kept, _)| *kept == length);
+        // Drops another length's session before memory for this one is counted.
+        self.session = None;
+        let session = match kept {
+            Some((_, session)) => session,
+            None => {
+                let mut config = SessionConfig::for_model(self.model);
+                if length != 0 {
+                    config.context = length as usize;
+                }
+                config.memory_limit = platform.heap_free().saturating_sub(RESERVE);
+                engine::Session::new(self.model, &config)?
+            }
+        };
+        Ok(&mut self.session.insert((length, session)).1)
+    }
+}
+
+/// Answers one request, up to but without its last frame. The outer error ends the session.
+fn answer<P: Platform>(
+    context: &mut Context<'_>,
+    payload: &[u8],
+    inbox: &mut Inbox<'_, P>,
+    outbox: &Outbox<'_, P>,
+) -> Result<Result<Done, Refusal>, End> {
+    let platform = outbox.platform;
+    let start = platform.ticks();
+    let mut prefilled = start;
+    let mut end = None;
+
+    let report = (|| {
+        let (request, prompt) = parse(payload).map_err(Refusal::Malformed)?;
+        let session = context.prepare(request.context, platform)?;
+        let request = engine::Request {
+            prompt,
+            raw: request.flags & REQUEST_RAW != 0,
+            max_tokens: request.max_tokens as usize,
+            sampling: Sampling {
+                temperature: f32::from_bits(request.temperature),
+                seed: request.seed,
+                ..Sampling::default()
+            },
+        };
+        Ok(generate(session, &request, &mut |event| {
+            let sent = match event {
+                Event::Prefilled { .. } => {
+                    prefilled = platform.ticks();
+                    outbox.send(frame::PREFILLED, &[], &[])
+                }
+                Event::Text(text) => outbox.send_text(text),
+                _ => Ok(()),
+            };
+            match sent.and_then(|()| inbox.cancelled()) {
+                Ok(false) => Flow::Continue,
+                Ok(true) => Flow::Stop,
+                Err(why) => {
+                    end = Some(why);
+                    Flow::Stop
+                }
+            }
+        })?)
+    })();
+
+    match (end, report) {
+        (Some(end), _) => Err(end),
+        (None, Err(refusal)) => Ok(Err(refusal)),
+        (None, Ok(report)) => Ok(Ok(Done {
+            prompt_tokens: report.prompt_tokens as u32,
+            tokens: report.tokens as u32,
+            prefill_ticks: prefilled.wrapping_sub(start),
+            decode_ticks: platform.ticks().wrapping_sub(prefilled),
+            stop: match report.stop {
+                StopReason::EndOfGeneration => 0,
+                StopReason::Cancelled => 2,
+                _ => 1,
+            },
+            reserved: 0,
+        })),
+    }
+}
+
+fn parse(payload: &[u8]) -> Result<(Request, &str), &'static str> {
+    let (request, prompt) = Request::read_from_prefix(payload).map_err(|_| "the request is too short")?;
+    if request.flags & !REQUEST_RAW != 0 {
+        return Err("the request has unknown flags");
+    }
+    let prompt = core::str::from_utf8(prompt).map_err(|_| "the prompt is not UTF-8")?;
+    Ok((request, prompt))
+}
+
+/// Frames to the host.
+struct Outbox<'a, P> {
+    ring: &'a Ring,
+    platform: &'a P,
+}
+
+impl<P: Platform> Outbox<'_, P> {
+    /// Sends one frame and has the host look, as often as it takes for the frame to fit.
+    fn send(&self, kind: u32, first: &[u8], second: &[u8]) -> Result<(), End> {
+        loop {
+            let sent = self.ring.send(kind, first, second)?;
+            self.platform.kick();
+            if sent {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends text, in several frames if a model's token is longer than a frame.
+    fn send_text(&self, mut text: &str) -> Result<(), End> {
+        loop {
+            let (frame, rest) = text.split_at(text.floor_char_boundary(MAX_FRAME));
+            self.send(frame::TOKEN, frame.as_bytes(), &[])?;
+            if rest.is_empty() {
+                return Ok(());
+            }
+            text = rest;
+        }
+    }
+
+    fn fail(&self, code: u32, text: core::fmt::Arguments<'_>) -> Result<(), End> {
+        // On the stack, since the heap may be what is missing. What does not fit is cut off, by `write_fmt`'s error.
+        let mut buffer = ArrayString::<512>::new();
+        let _ = buffer.write_fmt(text);
+        self.send(frame::ERROR, Failure { code, reserved: 0 }.as_bytes(), buffer.as_bytes())
+    }
+}
+
+/// Frames from the host.
+struct Inbox<'a, P> {
+    ring: &'a Ring,
+    platform: &'a P,
+    /// [`MAX_FRAME`] bytes.
+    buffer: Vec<u8>,
+    /// Kind and length of a frame in `buffer` that came during an answer and is to be served after it.
+    held: Option<(u32, usize)>,
+}
+
+impl<P: Platform> Inbox<'_, P> {
+    /// Returns the next frame, with its payload in `payload`, whose place in the inbox the old one takes.
+    fn wait_for(&mut self, payload: &mut Vec<u8>) -> Result<(u32, usize), End> {
+        loop {
+            let frame = match self.held.take() {
+                Some(frame) => Some(frame),
+                None => self.ring.receive(&mut self.buffer)?,
+            };
+            if let Some(frame) = frame {
+                core::mem::swap(&mut self.buffer, payload);
+                return Ok(frame);
+            }
+            self.platform.wait();
+        }
+    }
+
+    /// Tells whether the host wants the answer to stop.
+    fn cancelled(&mut self) -> Result<bool, End> {
+        if self.held.is_some() {
+            return Ok(false);
+        }
+        match self.ring.receive(&mut self.buffer)? {
+            None => Ok(false),
+            Some((frame::CANCEL, _)) => Ok(true),
+            Some((frame::SHUTDOWN, _)) => Err(End::Shutdown),
+            Some(other) => {
+                self.held = Some(other);
+                Ok(false)
+            }
+        }
+    }
+}
