@@ -24,9 +24,35 @@ impl Name {
         Name { len: len as u8, bytes }
     }
 
+    /// Formats a name; what does not fit is cut.
+    pub(crate) fn format(arguments: fmt::Arguments<'_>) -> Self {
+        let mut name = Name::new(b"");
+        // Cutting is the only error, and intended.
+        let _ = fmt::write(&mut name, arguments);
+        name
+    }
+
+    /// The name as text; empty if it is not UTF-8, as one out of a file may not be.
+    pub(crate) fn as_str(&self) -> &str {
+        core::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
     /// The bytes kept.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or(&self.bytes)
+    }
+}
+
+impl fmt::Write for Name {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let used = usize::from(self.len);
+        let room = self.bytes.get_mut(used..).unwrap_or_default();
+        let count = text.len().min(room.len());
+        for (to, from) in room.iter_mut().zip(text.as_bytes()) {
+            *to = *from;
+        }
+        self.len = (used + count) as u8;
+        Ok(())
     }
 }
 
@@ -87,8 +113,13 @@ pub enum Error {
         /// What is wrong with it.
         fault: TensorFault,
     },
-    /// `general.architecture` names an architecture this engine does not run.
-    Architecture(Name),
+    /// The file asks for something that this engine does not implement.
+    Unsupported {
+        /// The kind of thing: "architecture", "tokenizer", ...
+        what: &'static str,
+        /// Its name in the file.
+        name: Name,
+    },
     /// A vocabulary entry is at fault.
     Token {
         /// The token's id.
@@ -157,8 +188,6 @@ pub enum KeyFault {
     OutOfRange(u64),
     /// The floating-point number is not finite or not positive.
     BadNumber,
-    /// The value is a choice that this engine does not implement.
-    Unsupported(Name),
 }
 
 /// What is wrong with a tensor.
@@ -193,8 +222,8 @@ pub enum TensorFault {
         /// Size in bytes.
         size: u64,
     },
-    /// It shares bytes with the tensor named.
-    Overlaps(Name),
+    /// It shares bytes with another tensor; its offset within the tensor data.
+    Overlaps(u64),
     /// Its shape is not the one that the hyperparameters imply (innermost dimension first).
     Shape {
         /// Dimensions in the file.
@@ -202,6 +231,8 @@ pub enum TensorFault {
         /// Dimensions needed.
         expected: [u64; 2],
     },
+    /// A vector whose type is not F32.
+    VectorType,
     /// The architecture has no such tensor; computing without it would silently give wrong answers.
     Unused,
 }
@@ -210,7 +241,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Magic => write!(f, "not a GGUF file"),
-            Error::Version(version) if version.swap_bytes() <= 3 && *version != 0 => {
+            Error::Version(version) if (1..=3).contains(&version.swap_bytes()) => {
                 write!(f, "big-endian GGUF files are not supported")
             }
             Error::Version(version) => write!(f, "GGUF version {version} is not supported (2 and 3 are)"),
@@ -218,7 +249,7 @@ impl fmt::Display for Error {
             Error::TooMany { what, count, limit } => write!(f, "{count} {what}, at most {limit} are allowed"),
             Error::Key { key, fault } => write!(f, "key {key}: {fault}"),
             Error::Tensor { name, fault } => write!(f, "tensor {name}: {fault}"),
-            Error::Architecture(name) => write!(f, "architecture {name} is not supported"),
+            Error::Unsupported { what, name } => write!(f, "{what} {name} is not supported"),
             Error::Token { id, fault } => write!(f, "token {id}: {fault}"),
             Error::MemoryLimit { bytes, limit } => {
                 write!(f, "{bytes} bytes more would exceed the memory limit of {limit} bytes")
@@ -249,7 +280,6 @@ impl fmt::Display for KeyFault {
             KeyFault::Length { found, expected } => write!(f, "{found} elements instead of {expected}"),
             KeyFault::OutOfRange(value) => write!(f, "value {value} is out of range"),
             KeyFault::BadNumber => write!(f, "value is not a usable number"),
-            KeyFault::Unsupported(value) => write!(f, "{value} is not supported"),
         }
     }
 }
@@ -270,10 +300,11 @@ impl fmt::Display for TensorFault {
             TensorFault::OutOfFile { offset, size } => {
                 write!(f, "{size} bytes at offset {offset} reach past the end of the file")
             }
-            TensorFault::Overlaps(other) => write!(f, "overlaps tensor {other}"),
+            TensorFault::Overlaps(offset) => write!(f, "overlaps another tensor at offset {offset}"),
             TensorFault::Shape { found: [fc, fr], expected: [ec, er] } => {
                 write!(f, "shape {fc}x{fr} instead of {ec}x{er}")
             }
+            TensorFault::VectorType => write!(f, "not F32, as vectors must be"),
             TensorFault::Unused => write!(f, "not part of this architecture"),
         }
     }

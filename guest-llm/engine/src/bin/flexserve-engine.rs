@@ -1,3 +1,199 @@
 //! The engine as a command on the development machine.
 
-fn main() {}
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use flexserve_engine::{Event, Flow, Limits, Model, Request, Sampling, Session, SessionConfig, generate};
+
+const USAGE: &str = "usage: flexserve-engine run MODEL [-p PROMPT] [-n TOKENS] [-c CONTEXT] [--batch TOKENS]
+                            [--temp T] [--top-k K] [--top-p P] [--seed N] [--raw]
+       flexserve-engine info MODEL [--tensors]
+       flexserve-engine tokens MODEL [-p PROMPT] [--raw]
+
+run answers PROMPT (default: standard input), greedily unless --temp is above 0; --raw completes it as it is.
+info prints what the file says of itself. tokens prints the prompt's token ids.
+Exit codes: 0 done, 2 usage, 5 the file or request was refused.";
+
+/// Command line, taken apart.
+struct Arguments {
+    command: String,
+    model: String,
+    prompt: Option<String>,
+    max_tokens: usize,
+    context: Option<usize>,
+    batch: Option<usize>,
+    sampling: Sampling,
+    raw: bool,
+    tensors: bool,
+}
+
+/// What went wrong, and the exit code that says so.
+struct Failure(u8, String);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, message)) => {
+            eprintln!("flexserve-engine: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let arguments = parse(std::env::args().skip(1))?;
+    let bytes = std::fs::read(&arguments.model).map_err(|e| refused(&arguments.model, e))?;
+    let started = Instant::now();
+    let limits = Limits { memory_bytes: 1 << 30, ..Limits::default() };
+    let model = Model::load(&bytes, &limits).map_err(|e| refused(&arguments.model, e))?;
+    let load_ms = started.elapsed().as_secs_f64() * 1e3;
+    match arguments.command.as_str() {
+        "info" => print!("{}", describe(&model, arguments.tensors)),
+        "tokens" => {
+            let tokens = model.tokenizer().encode_request(&prompt(&arguments)?, arguments.raw);
+            println!("{:?}", tokens.map_err(|e| refused("prompt", e))?);
+        }
+        "run" => answer(&model, &arguments, load_ms)?,
+        other => return Err(usage(format!("no command {other}"))),
+    }
+    Ok(())
+}
+
+/// Streams the answer to standard output, and figures to standard error.
+fn answer(model: &Model<'_>, arguments: &Arguments, load_ms: f64) -> Result<(), Failure> {
+    let defaults = SessionConfig::for_model(model);
+    let config = SessionConfig {
+        context: arguments.context.unwrap_or(defaults.context),
+        batch: arguments.batch.unwrap_or(defaults.batch),
+        ..defaults
+    };
+    let failed = |e| refused("request", e);
+    let mut session = Session::new(model, &config).map_err(failed)?;
+    let prompt = prompt(arguments)?;
+    let request = Request {
+        prompt: &prompt,
+        raw: arguments.raw,
+        max_tokens: arguments.max_tokens,
+        sampling: arguments.sampling.clone(),
+    };
+    let started = Instant::now();
+    let mut prefilled = started;
+    let mut output = std::io::stdout().lock();
+    let report = generate(&mut session, &request, &mut |event| {
+        let written = match event {
+            Event::Prefilled { .. } => {
+                prefilled = Instant::now();
+                Ok(())
+            }
+            Event::Text(text) => output.write_all(text.as_bytes()).and_then(|()| output.flush()),
+            _ => Ok(()),
+        };
+        if written.is_ok() { Flow::Continue } else { Flow::Stop }
+    })
+    .map_err(failed)?;
+    let decoding = prefilled.elapsed().as_secs_f64();
+    // Nobody may be reading any more; that is no failure of ours.
+    let _ = writeln!(output);
+    let prefill = (prefilled - started).as_secs_f64();
+    eprintln!(
+        "{:?}; load {load_ms:.1} ms; prefill {} tokens, {:.1} tokens/s; decode {} tokens, {:.1} tokens/s; memory {} KiB + {} KiB",
+        report.stop,
+        report.prompt_tokens,
+        report.prompt_tokens as f64 / prefill,
+        report.tokens,
+        report.tokens as f64 / decoding,
+        model.memory_bytes().div_ceil(1024),
+        Session::required_bytes(model, &config).map_err(failed)?.div_ceil(1024),
+    );
+    Ok(())
+}
+
+fn describe(model: &Model<'_>, tensors: bool) -> String {
+    let mut text = String::new();
+    let gguf = model.gguf();
+    let mut line = |arguments: std::fmt::Arguments<'_>| {
+        text.push_str(&arguments.to_string());
+        text.push('\n');
+    };
+    line(format_args!("GGUF version {}, {} tensors", gguf.version(), gguf.tensors().len()));
+    for (key, value) in gguf.keys() {
+        use flexserve_engine::gguf::Value;
+        match value {
+            Value::String(string) => {
+                let shown = String::from_utf8_lossy(string);
+                let cut: String = shown.chars().take(80).flat_map(char::escape_debug).collect();
+                line(format_args!("{} = \"{cut}\"", key.escape_debug()));
+            }
+            Value::Array(array) => {
+                line(format_args!("{} = [{:?}; {}]", key.escape_debug(), array.element, array.count));
+            }
+            Value::Unsigned(value) => line(format_args!("{} = {value}", key.escape_debug())),
+            Value::Signed(value) => line(format_args!("{} = {value}", key.escape_debug())),
+            Value::Float(value) => line(format_args!("{} = {value}", key.escape_debug())),
+            Value::Bool(value) => line(format_args!("{} = {value}", key.escape_debug())),
+        }
+    }
+    if tensors {
+        for tensor in gguf.tensors() {
+            let (columns, rows) = (tensor.row_length, tensor.row_count);
+            line(format_args!("{} {:?} {columns} x {rows}", tensor.name.escape_debug(), tensor.ty));
+        }
+    }
+    text
+}
+
+fn prompt(arguments: &Arguments) -> Result<String, Failure> {
+    match &arguments.prompt {
+        Some(prompt) => Ok(prompt.clone()),
+        None => std::io::read_to_string(std::io::stdin()).map_err(|e| refused("standard input", e)),
+    }
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> {
+    let mut arguments = Arguments {
+        command: words.next().ok_or(usage("no command".into()))?,
+        model: String::new(),
+        prompt: None,
+        max_tokens: usize::MAX,
+        context: None,
+        batch: None,
+        sampling: Sampling::default(),
+        raw: false,
+        tensors: false,
+    };
+    if matches!(arguments.command.as_str(), "-h" | "--help" | "help") {
+        println!("{USAGE}");
+        std::process::exit(0);
+    }
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(usage(format!("{word} needs a value")));
+        match word.as_str() {
+            "-p" => arguments.prompt = Some(value()?),
+            "-n" => arguments.max_tokens = number(&word, value()?)?,
+            "-c" => arguments.context = Some(number(&word, value()?)?),
+            "--batch" => arguments.batch = Some(number(&word, value()?)?),
+            "--temp" => arguments.sampling.temperature = number(&word, value()?)?,
+            "--top-k" => arguments.sampling.top_k = number(&word, value()?)?,
+            "--top-p" => arguments.sampling.top_p = number(&word, value()?)?,
+            "--seed" => arguments.sampling.seed = number(&word, value()?)?,
+            "--raw" => arguments.raw = true,
+            "--tensors" => arguments.tensors = true,
+            _ if arguments.model.is_empty() && !word.starts_with('-') => arguments.model = word,
+            _ => return Err(usage(format!("unexpected {word}"))),
+        }
+    }
+    if arguments.model.is_empty() { Err(usage("no model".into())) } else { Ok(arguments) }
+}
+
+fn number<T: std::str::FromStr>(option: &str, value: String) -> Result<T, Failure> {
+    value.parse().map_err(|_| usage(format!("{option} {value} is not a number in range")))
+}
+
+fn usage(message: String) -> Failure {
+    Failure(2, format!("{message}\n{USAGE}"))
+}
+
+fn refused(what: &str, error: impl std::fmt::Display) -> Failure {
+    Failure(5, format!("{what}: {error}"))
+}

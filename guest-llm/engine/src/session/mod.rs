@@ -1,0 +1,291 @@
+//! Running the transformer: prefill in batches, decode token by token.
+//!
+//! Memory: keys and values for the whole context, and scratch for one batch; both are allocated by [`Session::new`], in
+//! the amount that [`Session::required_bytes`] tells beforehand. Time per token is linear in the weights and in the
+//! context so far.
+
+mod attention;
+mod rope;
+mod scratch;
+
+use crate::budget::Budget;
+use crate::kernels::{add_assign, matmul, rms_norm, rope_rotate, silu_mul};
+use crate::kv::{KvCache, KvShape};
+use crate::model::{Hyperparameters, Layer};
+use crate::{Error, Flow, KvFormat, Model, Result, TokenId};
+use rope::Rope;
+use scratch::Scratch;
+
+/// Size and format of a session's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionConfig {
+    /// Most tokens, of prompt and answer together; at most the model's own context length.
+    pub context: usize,
+    /// Prompt tokens processed at once, at most the context; each batch reads every weight once.
+    pub batch: usize,
+    /// How keys and values are stored.
+    pub kv: KvFormat,
+    /// Most bytes that the session may allocate.
+    pub memory_limit: usize,
+}
+
+impl SessionConfig {
+    /// Returns defaults for `model`: its context length, at most 4096; batches of 32; F16; no memory limit.
+    pub fn for_model(model: &Model<'_>) -> Self {
+        SessionConfig {
+            context: model.context_length().min(4096),
+            batch: 32,
+            kv: KvFormat::F16,
+            memory_limit: usize::MAX,
+        }
+    }
+
+    /// Returns the configuration with a batch no longer than the context, if `model` allows it.
+    fn checked(&self, model: &Model<'_>) -> Result<Self> {
+        if !(1..=model.context_length()).contains(&self.context) {
+            let fault = "not between 1 and the model's context length";
+            return Err(Error::Parameter { name: "context", fault });
+        }
+        if self.batch == 0 {
+            return Err(Error::Parameter { name: "batch", fault: "zero" });
+        }
+        Ok(SessionConfig { batch: self.batch.min(self.context), ..self.clone() })
+    }
+}
+
+/// A context of tokens with its keys and values, and the scratch memory to extend it.
+#[derive(Debug)]
+pub struct Session<'m> {
+    model: &'m Model<'m>,
+    config: SessionConfig,
+    kv: KvCache,
+    rope: Rope,
+    scratch: Scratch,
+    position: usize,
+}
+
+impl<'m> Session<'m> {
+    /// Returns the bytes that [`Session::new`] allocates, allocating nothing.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when `config` does not fit `model`; [`Error::MemoryLimit`] when the number is not
+    /// representable.
+    pub fn required_bytes(model: &Model<'_>, config: &SessionConfig) -> Result<usize> {
+        let config = config.checked(model)?;
+        let h = model.hyperparameters();
+        let kv = KvCache::required_bytes(&kv_shape(h, config.kv), config.context);
+        let scratch = Scratch::required_bytes(model, config.batch);
+        kv.zip(scratch)
+            .and_then(|(kv, scratch)| {
+                kv.checked_add(scratch)?.checked_add(Rope::required_bytes(h, config.batch)?)
+            })
+            .ok_or(Error::MemoryLimit { bytes: usize::MAX, limit: config.memory_limit })
+    }
+
+    /// Allocates keys, values and scratch.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when `config` does not fit `model`, [`Error::MemoryLimit`], [`Error::OutOfMemory`].
+    pub fn new(model: &'m Model<'_>, config: &SessionConfig) -> Result<Self> {
+        let bytes = Self::required_bytes(model, config)?;
+        if bytes > config.memory_limit {
+            return Err(Error::MemoryLimit { bytes, limit: config.memory_limit });
+        }
+        let config = config.checked(model)?;
+        let mut budget = Budget::new(config.memory_limit);
+        let h = model.hyperparameters();
+        Ok(Session {
+            model,
+            kv: KvCache::new(kv_shape(h, config.kv), config.context, &mut budget)?,
+            rope: Rope::new(h, model.weights().rope_factors, config.batch, &mut budget)?,
+            scratch: Scratch::new(model, config.batch, &mut budget)?,
+            position: 0,
+            config,
+        })
+    }
+
+    /// The model it runs.
+    pub fn model(&self) -> &'m Model<'m> {
+        self.model
+    }
+
+    /// Tokens processed so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Most tokens that fit.
+    pub fn context(&self) -> usize {
+        self.config.context
+    }
+
+    /// Forgets all tokens; frees nothing.
+    pub fn reset(&mut self) {
+        self.kv.clear();
+        self.position = 0;
+    }
+
+    /// Appends `tokens` to the context, batch by batch; `progress` gets the tokens done and in all after each batch.
+    /// Afterwards [`Session::logits`] are those that follow the last one. When `progress` returns [`Flow::Stop`] the
+    /// rest is left out, and that is returned.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] and [`Error::UnknownToken`], before anything is computed.
+    pub fn prefill(
+        &mut self,
+        tokens: &[TokenId],
+        progress: &mut dyn FnMut(usize, usize) -> Flow,
+    ) -> Result<Flow> {
+        self.check(tokens)?;
+        let mut done = 0;
+        for batch in tokens.chunks(self.config.batch) {
+            done += batch.len();
+            self.forward(batch, done == tokens.len())?;
+            if progress(done, tokens.len()) == Flow::Stop {
+                return Ok(Flow::Stop);
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Appends one token. Afterwards [`Session::logits`] are those that follow it. Allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] and [`Error::UnknownToken`], before anything is computed.
+    pub fn decode(&mut self, token: TokenId) -> Result<()> {
+        self.check(&[token])?;
+        self.forward(&[token], true)
+    }
+
+    /// Logits of the token that follows the context, one per vocabulary entry; empty before the first token.
+    pub fn logits(&self) -> &[f32] {
+        if self.position == 0 { &[] } else { &self.scratch.logits }
+    }
+
+    fn check(&self, tokens: &[TokenId]) -> Result<()> {
+        let left = self.config.context - self.position;
+        if tokens.len() > left {
+            return Err(Error::ContextFull { tokens: tokens.len(), left });
+        }
+        let count = self.model.tokenizer().token_count();
+        match tokens.iter().find(|token| **token as usize >= count) {
+            Some(token) => Err(Error::UnknownToken(*token)),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs at most a batch of tokens through all layers; `want_logits` for the last of them.
+    fn forward(&mut self, tokens: &[TokenId], want_logits: bool) -> Result<()> {
+        let weights = self.model.weights();
+        let width = self.model.hyperparameters().embedding_length;
+        self.kv.extend_to(self.position + tokens.len())?;
+        self.rope.set_positions(self.position, tokens.len());
+        for (state, token) in self.scratch.state.chunks_exact_mut(width).zip(tokens) {
+            weights.token_embedding.expand_row(*token as usize, state);
+        }
+        for (index, layer) in weights.layers.iter().enumerate() {
+            // After the last layer's keys and values only the last token matters, and that only for its logits.
+            let is_last = index + 1 == weights.layers.len();
+            let first = if is_last { tokens.len() - usize::from(want_logits) } else { 0 };
+            self.attend(index, layer, tokens.len(), first);
+            self.feed_forward(layer, first, tokens.len());
+        }
+        self.position += tokens.len();
+        if want_logits {
+            self.finish(tokens.len());
+        }
+        Ok(())
+    }
+
+    /// Adds attention's output to the states of tokens `first..count` of the batch, and stores keys and values of all.
+    fn attend(&mut self, index: usize, layer: &Layer<'_>, count: usize, first: usize) {
+        let h = self.model.hyperparameters();
+        let s = &mut self.scratch;
+        let width = h.embedding_length;
+        normalise(&s.state, layer.attention_norm, h, 0..count, &mut s.normed);
+        let input =
+            s.input.prepare(&s.normed[..count * width], width, &[&layer.query, &layer.key, &layer.value]);
+        let keys = &mut s.keys[..count * h.keys_length()];
+        let values = &mut s.values[..count * h.values_length()];
+        let queries = &mut s.queries[..(count - first) * h.query_length()];
+        matmul(&layer.key, &input, &mut s.rows, keys);
+        matmul(&layer.value, &input, &mut s.rows, values);
+        matmul(&layer.query, &input.skip(first), &mut s.rows, queries);
+
+        let rotations = self.rope.rotations();
+        let keys = keys.chunks_exact_mut(h.keys_length());
+        let values = values.chunks_exact(h.values_length());
+        for (i, ((keys, values), rotation)) in keys.zip(values).zip(rotations).enumerate() {
+            rope_rotate(keys, h.key_length, rotation);
+            self.kv.store(index, self.position + i, keys, values);
+        }
+        let queries = queries.chunks_exact_mut(h.query_length());
+        let outputs = s.attended.chunks_exact_mut(h.attention_length());
+        let rotations = self.rope.rotations().skip(first);
+        for (i, ((query, output), rotation)) in queries.zip(outputs).zip(rotations).enumerate() {
+            rope_rotate(query, h.key_length, rotation);
+            attention::attend(&self.kv, index, self.position + first + i + 1, query, output);
+        }
+
+        let attended = &s.attended[..(count - first) * h.attention_length()];
+        let input = s.input.prepare(attended, h.attention_length(), &[&layer.attention_output]);
+        let output = &mut s.normed[..(count - first) * width];
+        matmul(&layer.attention_output, &input, &mut s.rows, output);
+        add_assign(&mut s.state[first * width..count * width], output);
+    }
+
+    /// Adds the feed-forward network's output to the states of tokens `first..count` of the batch.
+    fn feed_forward(&mut self, layer: &Layer<'_>, first: usize, count: usize) {
+        let h = self.model.hyperparameters();
+        let s = &mut self.scratch;
+        let width = h.embedding_length;
+        let tokens = count - first;
+        normalise(&s.state, layer.feed_forward_norm, h, first..count, &mut s.normed);
+        let input = s.input.prepare(&s.normed[..tokens * width], width, &[&layer.gate, &layer.up]);
+        let gate = &mut s.gate[..tokens * h.feed_forward_length];
+        let up = &mut s.up[..tokens * h.feed_forward_length];
+        matmul(&layer.gate, &input, &mut s.rows, gate);
+        matmul(&layer.up, &input, &mut s.rows, up);
+        silu_mul(gate, up);
+        let input = s.input.prepare(gate, h.feed_forward_length, &[&layer.down]);
+        let output = &mut s.normed[..tokens * width];
+        matmul(&layer.down, &input, &mut s.rows, output);
+        add_assign(&mut s.state[first * width..count * width], output);
+    }
+
+    /// Computes the logits from the state of the batch's last token.
+    fn finish(&mut self, count: usize) {
+        let h = self.model.hyperparameters();
+        let weights = self.model.weights();
+        let s = &mut self.scratch;
+        let width = h.embedding_length;
+        normalise(&s.state, weights.output_norm, h, count - 1..count, &mut s.normed);
+        let input = s.input.prepare(&s.normed[..width], width, &[&weights.output]);
+        matmul(&weights.output, &input, &mut s.rows, &mut s.logits);
+    }
+}
+
+/// Normalises the states of the tokens in `range` into the first rows of `out`.
+fn normalise(
+    state: &[f32],
+    weight: &[u8],
+    h: &Hyperparameters,
+    range: core::ops::Range<usize>,
+    out: &mut [f32],
+) {
+    let width = h.embedding_length;
+    let states = state.chunks_exact(width).skip(range.start).take(range.len());
+    for (state, out) in states.zip(out.chunks_exact_mut(width)) {
+        rms_norm(state, weight, h.rms_epsilon, out);
+    }
+}
+
+fn kv_shape(h: &Hyperparameters, format: KvFormat) -> KvShape {
+    KvShape {
+        format,
+        layers: h.block_count,
+        heads: h.head_count_kv,
+        key_length: h.key_length,
+        value_length: h.value_length,
+    }
+}

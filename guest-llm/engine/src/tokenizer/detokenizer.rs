@@ -1,0 +1,69 @@
+//! Tokens to text, piece by piece.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::{TokenId, Tokenizer};
+use crate::{Error, Result};
+
+/// Turns a stream of tokens into text, holding back bytes until they make whole characters.
+#[derive(Debug)]
+pub struct Detokenizer<'t> {
+    tokenizer: &'t Tokenizer<'t>,
+    /// Bytes that may be the start of a character, at most three between calls.
+    pending: Vec<u8>,
+    text: String,
+}
+
+/// Longest encoding of a character, in bytes.
+const CHARACTER_MAX: usize = 4;
+
+impl<'t> Detokenizer<'t> {
+    /// Starts with nothing held back.
+    pub fn new(tokenizer: &'t Tokenizer<'_>) -> Self {
+        Detokenizer { tokenizer, pending: Vec::new(), text: String::new() }
+    }
+
+    /// Returns the text that `token` completes, maybe none. Bytes that are not UTF-8 become U+FFFD. Control tokens give
+    /// no text.
+    ///
+    /// # Errors
+    /// [`Error::UnknownToken`]; [`Error::OutOfMemory`] when the buffer, which is as long as the longest text so far,
+    /// cannot grow.
+    pub fn push(&mut self, token: TokenId) -> Result<&str> {
+        self.tokenizer.append_bytes(token, &mut self.pending)?;
+        // Every byte may become a replacement character.
+        let room = self.pending.len() * char::REPLACEMENT_CHARACTER.len_utf8();
+        self.text.clear();
+        self.text.try_reserve(room).map_err(|_| Error::OutOfMemory { bytes: room })?;
+        let mut rest = self.pending.as_slice();
+        loop {
+            match core::str::from_utf8(rest) {
+                Ok(text) => {
+                    self.text.push_str(text);
+                    rest = &[];
+                    break;
+                }
+                Err(error) => {
+                    let (valid, invalid) = rest.split_at_checked(error.valid_up_to()).unwrap_or_default();
+                    self.text.push_str(core::str::from_utf8(valid).unwrap_or_default());
+                    rest = invalid;
+                    let Some(length) = error.error_len() else { break };
+                    self.text.push(char::REPLACEMENT_CHARACTER);
+                    rest = rest.get(length..).unwrap_or_default();
+                }
+            }
+        }
+        debug_assert!(rest.len() < CHARACTER_MAX);
+        let done = self.pending.len() - rest.len();
+        self.pending.drain(..done);
+        Ok(&self.text)
+    }
+
+    /// Returns what is left: U+FFFD if bytes were held back.
+    pub fn finish(&mut self) -> &str {
+        let is_cut = !self.pending.is_empty();
+        self.pending.clear();
+        if is_cut { "\u{fffd}" } else { "" }
+    }
+}
