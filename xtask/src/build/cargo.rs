@@ -1,0 +1,88 @@
+//! Builds Rust programs for AArch64 by either toolchain route.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::paths::Paths;
+use crate::process;
+use crate::setup::toolchain::{GUEST_TARGET, HYP_TARGET, LINUX_TARGET, Route, Toolchain};
+
+/// A package for AArch64.
+#[derive(Clone, Copy, Debug)]
+pub struct Package {
+    /// Package name.
+    pub name: &'static str,
+    /// Target triple.
+    pub target: &'static str,
+    /// Cargo features.
+    pub features: &'static [&'static str],
+}
+
+/// The hypervisor as shipped.
+pub const HYP: Package = Package { name: "hyp", target: HYP_TARGET, features: &[] };
+/// The hypervisor with operations that a test may skip; never shipped.
+pub const HYP_KNOBS: Package = Package { name: "hyp", target: HYP_TARGET, features: &["fault-knobs"] };
+/// The partition.
+pub const GUEST: Package = Package { name: "guest-llm", target: GUEST_TARGET, features: &[] };
+/// The programs in the host.
+pub const HOST: Package = Package { name: "flexserve", target: LINUX_TARGET, features: &[] };
+/// The test programs in the host.
+pub const TESTS: Package = Package { name: "system-tests", target: LINUX_TARGET, features: &[] };
+
+/// Cargo with the right toolchain, target and flags; `verb` is `build` or `clippy`.
+pub fn command(paths: &Paths, toolchain: &Toolchain, package: &Package, verb: &str) -> Command {
+    let mut command = match toolchain.route {
+        Route::Rustup => process::command("cargo"),
+        Route::Debian => {
+            let mut command = process::command("/usr/bin/cargo");
+            command.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
+            // Debian's cargo looks for its own clippy-driver, not for the one that rustup puts on PATH first.
+            command.env("PATH", debian_first());
+            command
+        }
+    };
+    command.current_dir(&paths.root);
+    command.args([verb, "--quiet", "--release", "--package", package.name, "--target", package.target]);
+    // Different features and verbs in folders of their own, so that they do not undo each other's work.
+    command.arg("--target-dir").arg(paths.target(target_dir(package)));
+    if !package.features.is_empty() {
+        command.arg("--features").arg(package.features.join(","));
+    }
+    let variable =
+        |suffix: &str| format!("CARGO_TARGET_{}_{suffix}", package.target.to_uppercase().replace('-', "_"));
+    let linux = package.target == LINUX_TARGET;
+    command.env(variable("LINKER"), if linux { "aarch64-linux-gnu-gcc" } else { "ld.lld" });
+    if linux {
+        command.env(variable("RUSTFLAGS"), "-Ctarget-feature=+crt-static");
+    }
+    if toolchain.route == Route::Debian {
+        if linux {
+            command.arg("-Zbuild-std=std,panic_abort");
+        } else {
+            command.args([
+                "-Zbuild-std=core,alloc,compiler_builtins",
+                "-Zbuild-std-features=compiler-builtins-mem",
+            ]);
+        }
+    }
+    command
+}
+
+/// Builds a package and returns the folder of its programs.
+pub fn build(paths: &Paths, toolchain: &Toolchain, package: &Package) -> Result<PathBuf> {
+    process::streamed(&mut command(paths, toolchain, package, "build"))
+        .with_context(|| format!("building {} for {}", package.name, package.target))?;
+    Ok(paths.target(target_dir(package)).join(package.target).join("release"))
+}
+
+fn target_dir(package: &Package) -> String {
+    format!("aarch64{}", package.features.iter().map(|feature| format!("-{feature}")).collect::<String>())
+}
+
+fn debian_first() -> std::ffi::OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let rest = std::env::split_paths(&path).filter(|dir| dir != Path::new("/usr/bin"));
+    std::env::join_paths(std::iter::once(PathBuf::from("/usr/bin")).chain(rest)).unwrap_or(path)
+}

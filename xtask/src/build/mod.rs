@@ -1,0 +1,204 @@
+//! Builds every part and puts together what boots: bundle, initramfs, job.
+
+pub mod cargo;
+pub mod cpio;
+pub mod kmod;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::failure::{Code, Failure};
+use crate::paths::{Paths, write_whole};
+use crate::setup::Setup;
+
+/// The model that runs when none is named.
+pub const DEFAULT_MODEL: &str = "tests/models/demo.gguf";
+
+/// Which hypervisor image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Variant {
+    /// As shipped.
+    #[default]
+    Shipped,
+    /// With operations that a test may skip.
+    FaultKnobs,
+}
+
+/// What a build made. A part that the checkout does not have yet is none.
+#[derive(Clone, Debug, Default)]
+pub struct Products {
+    /// Flat hypervisor image.
+    pub hypervisor: Option<PathBuf>,
+    /// Its ELF file, with symbols.
+    pub hypervisor_elf: Option<PathBuf>,
+    /// Partition image.
+    pub guest: Option<PathBuf>,
+    /// `/init` of the host.
+    pub init: Option<PathBuf>,
+    /// The `flexserve` command.
+    pub flexserve: Option<PathBuf>,
+    /// Kernel modules by file name.
+    pub modules: Vec<(String, PathBuf)>,
+}
+
+impl Products {
+    /// Returns the part or says which one this checkout lacks.
+    pub fn need<'a>(part: &'a Option<PathBuf>, name: &str) -> Result<&'a Path> {
+        part.as_deref().ok_or_else(|| {
+            Failure::new(
+                Code::Failed,
+                format!("this checkout has no {name} yet"),
+                "the checkout",
+                "update it",
+            )
+        })
+    }
+}
+
+/// `cargo xtask build`.
+pub fn main(paths: &Paths, setup: &Setup) -> Result<()> {
+    let start = Instant::now();
+    let products = all(paths, setup, Variant::Shipped)?;
+    let parts = [
+        ("hypervisor", &products.hypervisor),
+        ("partition", &products.guest),
+        ("init", &products.init),
+        ("flexserve", &products.flexserve),
+    ];
+    let modules = products.modules.iter().map(|(name, path)| (name.as_str(), Some(path)));
+    for (name, path) in parts.into_iter().map(|(name, path)| (name, path.as_ref())).chain(modules) {
+        let Some(path) = path else {
+            eprintln!("build: {name}: not in this checkout yet, skipped");
+            continue;
+        };
+        let size = fs::metadata(path).map(|data| data.len()).unwrap_or(0);
+        eprintln!(
+            "build: {name}: {} ({} KiB)",
+            path.strip_prefix(&paths.root).unwrap_or(path).display(),
+            size / 1024
+        );
+    }
+    eprintln!("build: done in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Builds every part that the checkout has.
+pub fn all(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
+    let _lock = paths.lock("build")?;
+    let toolchain = &setup.toolchain;
+    let mut products = Products::default();
+    let step = |what: &str| eprintln!("build: {what}");
+    if is_bare_metal(paths, "hyp") {
+        step("hypervisor");
+        let package = if variant == Variant::Shipped { cargo::HYP } else { cargo::HYP_KNOBS };
+        let elf = cargo::build(paths, toolchain, &package)?.join(package.name);
+        products.hypervisor = Some(flat(&elf)?);
+        products.hypervisor_elf = Some(elf);
+    }
+    if is_bare_metal(paths, "guest-llm") {
+        step("partition");
+        products.guest = Some(cargo::build(paths, toolchain, &cargo::GUEST)?.join(cargo::GUEST.name));
+    }
+    if paths.at("host-shim/src/bin/init.rs").exists() {
+        step("host programs");
+        let dir = cargo::build(paths, toolchain, &cargo::HOST)?;
+        products.init = Some(dir.join("init"));
+        products.flexserve = Some(dir.join("flexserve"));
+    }
+    for (source, name) in [("host-shim/kmod", "flexserve"), ("tests/kmod", "flexserve_attack")] {
+        if let Some(module) = kmod::build(paths, &setup.kernel, source, name)? {
+            products.modules.push((format!("{name}.ko"), module));
+        }
+    }
+    Ok(products)
+}
+
+/// Whether a package's program is bare-metal code yet.
+fn is_bare_metal(paths: &Paths, package: &str) -> bool {
+    fs::read_to_string(paths.at(package).join("src/main.rs")).is_ok_and(|text| text.contains("no_std"))
+}
+
+/// Makes the flat image beside the ELF file, if that is newer.
+fn flat(elf: &Path) -> Result<PathBuf> {
+    let flat = elf.with_extension("img");
+    let contents = fs::read(elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    let bytes =
+        firmware::elf::flatten(&contents).with_context(|| format!("cannot flatten {}", elf.display()))?;
+    if fs::read(&flat).map_or(true, |old| old != bytes) {
+        write_whole(&flat, &bytes)?;
+    }
+    Ok(flat)
+}
+
+/// What the host's initramfs holds besides the programs.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// Model files: path on this machine; each lands under `/usr/lib/flexserve/models/`.
+    pub models: Vec<PathBuf>,
+    /// Further files: path in the host, contents, executable or not.
+    pub files: Vec<(String, Vec<u8>, bool)>,
+    /// The job that `/init` does, as JSON in `/etc/flexserve/job.json`.
+    pub job: serde_json::Value,
+}
+
+/// Puts the host's initramfs together; the job is an archive of its own at the end.
+pub fn initramfs(products: &Products, contents: &Contents) -> Result<Vec<u8>> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let mut archive = cpio::Archive::default();
+    archive.character_device("dev/console", 5, 1);
+    for folder in ["proc", "sys", "tmp", "run"] {
+        archive.folder(folder);
+    }
+    archive.executable("init", &read(Products::need(&products.init, "init program for the host")?)?);
+    if let Some(path) = &products.flexserve {
+        archive.executable("bin/flexserve", &read(path)?);
+    }
+    for (name, path) in &products.modules {
+        archive.file(&format!("lib/modules/{name}"), &read(path)?);
+    }
+    if let Some(path) = &products.guest {
+        archive.file("usr/lib/flexserve/guest.elf", &read(path)?);
+    }
+    for model in &contents.models {
+        archive.file(&model_path(model)?[1..], &read(model)?);
+    }
+    for (path, bytes, executable) in &contents.files {
+        let path = path.trim_start_matches('/');
+        if *executable { archive.executable(path, bytes) } else { archive.file(path, bytes) }
+    }
+    let mut bytes = archive.finish();
+    let mut job = cpio::Archive::default();
+    job.file("etc/flexserve/job.json", &serde_json::to_vec(&contents.job)?);
+    bytes.extend(job.finish());
+    Ok(bytes)
+}
+
+/// Where a model lies in the host.
+pub fn model_path(model: &Path) -> Result<String> {
+    let name = model.file_name().and_then(|name| name.to_str());
+    let name = name
+        .ok_or_else(|| Failure::usage(format!("{} has no usable file name", model.display()), "rename it"))?;
+    Ok(format!("/usr/lib/flexserve/models/{name}"))
+}
+
+/// Refuses what is no GGUF file, before anything is built or booted.
+pub fn check_model(model: &Path) -> Result<()> {
+    let mut magic = [0; 4];
+    let result = fs::File::open(model).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic));
+    match result {
+        Ok(()) if magic == *b"GGUF" => Ok(()),
+        Err(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => Err(Failure::usage(
+            format!("the model {} cannot be read: {error}", model.display()),
+            "name an existing GGUF file with --model",
+        )),
+        _ => Err(Failure::new(
+            Code::Integrity,
+            format!("{} is not a GGUF file", model.display()),
+            "the file named",
+            "name an intact GGUF file with --model",
+        )),
+    }
+}

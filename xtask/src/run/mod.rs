@@ -1,0 +1,297 @@
+//! `cargo xtask run`: boots the system, answers one prompt, says where time and pages went.
+
+pub mod report;
+mod summary;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::build::{self, Contents, DEFAULT_MODEL, Products, Variant};
+use crate::cli::{DeploymentName, FirmwareName, RunArgs};
+use crate::failure::{Code, Failure};
+use crate::machine::{Machine, Overrides};
+use crate::paths::Paths;
+use crate::setup;
+use crate::vm::event::Event;
+use crate::vm::{Boot, Launch, Output, Vm};
+use report::Report;
+
+/// The prompt when none is given.
+const DEFAULT_PROMPT: &str = "wake me at half past six tomorrow";
+/// The longest prompt: it travels in one request.
+const MAX_PROMPT: usize = 16 << 10;
+
+/// Runs; with `gdb_port` the machine waits for a debugger.
+pub fn main(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>) -> Result<()> {
+    let mut report = Report {
+        schema: 1,
+        deployment: args.deployment.as_str().into(),
+        firmware: args.firmware.as_str().into(),
+        ..Report::default()
+    };
+    let result = prepare_and_run(paths, args, gdb_port, &mut report);
+    if let Err(error) = &result {
+        report.fail(&Failure::of(error));
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    result
+}
+
+fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report: &mut Report) -> Result<()> {
+    let machine = machine(paths, args)?;
+    report.cpu.clone_from(&machine.cpu);
+    let model = model(paths, args)?;
+    report.model = model.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    check(args)?;
+    let setup = setup::ensure(paths)?;
+    let products = build::all(paths, &setup, Variant::Shipped)?;
+    let (dir, _lock) = paths.state("run", "run")?;
+    let custom = args.host_kernel.is_some();
+    let (kernel, initrd) = match &args.host_kernel {
+        Some(kernel) => {
+            let initrd = args.host_initrd.as_deref().map(read_argument).transpose()?;
+            (read_argument(kernel)?, initrd.unwrap_or_default())
+        }
+        None => (read_file(&paths.at(&setup.kernel.image))?, initrd(args, &products, &model)?),
+    };
+    let bundle = bundle(&products, &kernel, &initrd, &machine, &dir)?;
+    let launch = Launch {
+        machine: &machine,
+        boot: Boot::Bundle(bundle.clone()),
+        dir: &dir,
+        gdb_port,
+        reset_ends: !custom,
+    };
+    if let (Some(port), Some(elf)) = (gdb_port, &products.hypervisor_elf) {
+        crate::gdb::print_command(elf, port);
+    }
+    eprintln!("run: booting {} ({} CPUs, {}), emulated", machine.name, machine.smp, machine.memory);
+    let mut vm = Vm::start(&launch)?;
+    let result = if custom { watch(&mut vm) } else { converse(&mut vm, args, report) };
+    drop(vm);
+    // It holds the prompt, which must not stay behind.
+    if gdb_port.is_none() {
+        fs::remove_file(&bundle).context("cannot remove the bundle")?;
+    }
+    result?;
+    if !args.json && !custom {
+        summary::print(report, &dir.join("trusted.log"));
+    }
+    Ok(())
+}
+
+/// The machine definition with the command line's changes.
+pub fn machine(paths: &Paths, args: &RunArgs) -> Result<Machine> {
+    if args.deployment != DeploymentName::El2 || args.firmware != FirmwareName::Own {
+        return Err(Failure::usage(
+            "only --deployment el2 --firmware own exists in this version",
+            "leave both options out",
+        ));
+    }
+    let mut machine = Machine::load(paths, args.deployment.as_str())?;
+    machine.apply(&Overrides {
+        cpu: args.cpu.clone(),
+        smp: args.smp,
+        memory: args.mem.clone(),
+        append: args.append.clone(),
+    })?;
+    Ok(machine)
+}
+
+fn model(paths: &Paths, args: &RunArgs) -> Result<PathBuf> {
+    let path = args.model.clone().unwrap_or_else(|| paths.at(DEFAULT_MODEL));
+    if args.host_kernel.is_none() {
+        build::check_model(&path)?;
+    }
+    Ok(path)
+}
+
+fn check(args: &RunArgs) -> Result<()> {
+    if args.host_initrd.is_some() && args.host_kernel.is_none() {
+        return Err(Failure::usage("--host-initrd needs --host-kernel", "name the kernel too"));
+    }
+    if args.prompt.as_ref().is_some_and(|prompt| prompt.len() > MAX_PROMPT) {
+        return Err(Failure::usage(format!("the prompt is longer than {MAX_PROMPT} bytes"), "shorten it"));
+    }
+    if args.temp.is_some_and(|temp| !temp.is_finite() || temp < 0.0) {
+        return Err(Failure::usage("--temp must be a number from 0 up", "use for example --temp 0.8"));
+    }
+    if args.max_tokens == Some(0) {
+        return Err(Failure::usage("--max-tokens 0 generates nothing", "use 1 or more"));
+    }
+    Ok(())
+}
+
+fn initrd(args: &RunArgs, products: &Products, model: &Path) -> Result<Vec<u8>> {
+    Products::need(&products.flexserve, "flexserve command")?;
+    Products::need(&products.guest, "partition image")?;
+    let job = json!({
+        "action": "run",
+        "prompt": args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT),
+        "model": build::model_path(model)?,
+        "max_tokens": args.max_tokens,
+        "temp": args.temp,
+        "seed": args.seed,
+        "no_npu": args.no_npu,
+    });
+    build::initramfs(products, &Contents { models: vec![model.to_path_buf()], files: Vec::new(), job })
+}
+
+/// Packs the bundle into `dir`.
+pub fn bundle(
+    products: &Products,
+    kernel: &[u8],
+    initrd: &[u8],
+    machine: &Machine,
+    dir: &Path,
+) -> Result<PathBuf> {
+    let hypervisor = read_file(Products::need(&products.hypervisor, "hypervisor")?)?;
+    let parts = firmware::bundle::Parts {
+        hypervisor: &hypervisor,
+        kernel,
+        initrd,
+        command_line: &machine.command_line,
+    };
+    let bytes = firmware::bundle::pack(&parts)
+        .map_err(|error| Failure::usage(format!("no bundle: {error}"), "check --host-kernel and --append"))?;
+    // Half of RAM at most, so that the host has room to work in.
+    if bytes.len() as u64 > machine.memory_bytes()? / 2 {
+        return Err(Failure::new(
+            Code::HostMemory,
+            format!("the bundle of {} MiB does not fit a machine of {}", bytes.len() >> 20, machine.memory),
+            "the machine's size",
+            "use more --mem or a smaller model",
+        ));
+    }
+    let path = dir.join("bundle.img");
+    fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn read_argument(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| {
+        Failure::usage(format!("{} cannot be read: {error}", path.display()), "name an existing file")
+    })
+}
+
+/// Shows the console of a host kernel that is not ours, until the machine ends.
+fn watch(vm: &mut Vm) -> Result<()> {
+    loop {
+        match vm.output()? {
+            Output::Line(line) => eprintln!("{line}"),
+            Output::Event(event) => eprintln!("{event:?}"),
+            Output::Ended(true) => return Ok(()),
+            Output::Ended(false) => return Err(died(vm.dir())),
+        }
+    }
+}
+
+/// Follows our host through one request.
+fn converse(vm: &mut Vm, args: &RunArgs, report: &mut Report) -> Result<()> {
+    let mut answer = String::new();
+    let mut finished = false;
+    let mut progress_shown = false;
+    loop {
+        match vm.output()? {
+            Output::Line(_) => {}
+            Output::Event(Event::Ready) => {
+                let elapsed = vm.elapsed().as_millis() as u64;
+                report.boot_ms = Some(elapsed);
+                eprintln!("run: the host is up after {elapsed} ms (emulated)");
+            }
+            Output::Event(Event::Status { text }) => eprintln!("run: {}", printable(&text)),
+            Output::Event(Event::Progress { what, done, total }) => {
+                progress_shown = true;
+                let percent =
+                    (done.saturating_mul(100)).checked_div(total).map_or(String::new(), |p| format!("{p} %"));
+                eprint!("\rrun: {} {percent:<8}", printable(&what));
+            }
+            Output::Event(Event::Token { text }) => {
+                if std::mem::take(&mut progress_shown) {
+                    eprintln!();
+                }
+                if !args.json {
+                    let mut out = std::io::stdout().lock();
+                    // The reader may have gone; the run is still worth finishing.
+                    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                }
+                answer.push_str(&text);
+            }
+            Output::Event(Event::Result { counters }) => {
+                finished = true;
+                report.take_counters(&counters);
+                if !args.json {
+                    println!();
+                }
+            }
+            Output::Event(Event::Error { code, kind, message }) => {
+                return Err(host_error(code, &kind, &message, vm.dir()));
+            }
+            Output::Event(Event::Done) => {}
+            Output::Event(_) => {}
+            Output::Ended(_) if finished => break,
+            Output::Ended(_) => {
+                return Err(if report.boot_ms.is_none() { died(vm.dir()) } else { unanswered(vm.dir()) });
+            }
+        }
+    }
+    report.answer = Some(answer);
+    report.ok = true;
+    Ok(())
+}
+
+/// Text of the host on the user's terminal, without control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The failure that the host reported.
+fn host_error(code: i64, kind: &str, message: &str, dir: &Path) -> anyhow::Error {
+    let code = Code::from_number(code).unwrap_or(Code::Partition);
+    let fault = match code {
+        Code::Usage => "the command line",
+        Code::HostMemory => "the machine's size",
+        Code::Integrity => "the file named",
+        Code::Boot | Code::Setup => "the host",
+        Code::Partition | Code::Failed => "the partition or what it was given",
+    };
+    let remedy = match code {
+        Code::HostMemory => "use more --mem or a smaller model".to_owned(),
+        _ => format!("see the message, and {}", dir.join("trusted.log").display()),
+    };
+    let kind = if kind.is_empty() { String::new() } else { format!("{kind}: ") };
+    Failure::new(code, printable(&format!("{kind}{message}")), fault, remedy)
+}
+
+fn died(dir: &Path) -> anyhow::Error {
+    for name in ["qemu.log", "trusted.log", "serial.log"] {
+        for line in Vm::log_tail(dir, name, 8) {
+            eprintln!("{name}: {}", printable(&line));
+        }
+    }
+    Failure::new(
+        Code::Boot,
+        "the machine ended before the host was up",
+        "the hypervisor, the host kernel or its command line",
+        format!("read the logs in {}", dir.display()),
+    )
+}
+
+fn unanswered(dir: &Path) -> anyhow::Error {
+    Failure::new(
+        Code::Partition,
+        "the machine ended before the prompt was answered",
+        "the host or the hypervisor",
+        format!("read the logs in {}", dir.display()),
+    )
+}

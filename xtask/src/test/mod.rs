@@ -1,0 +1,96 @@
+//! `cargo xtask test` and `check`: static checks, host tests, then suites that boot QEMU.
+
+mod bare;
+pub mod cargo_tests;
+pub mod suite;
+pub mod verdict;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::cli::{DeploymentName, TestArgs};
+use crate::paths::Paths;
+use crate::setup;
+use suite::Suite;
+use verdict::Verdicts;
+
+/// `cargo xtask check`.
+pub fn check(paths: &Paths) -> Result<ExitCode> {
+    let setup = setup::recorded(paths);
+    if setup.is_none() {
+        eprintln!("check: without `cargo xtask setup`, packages that only build for AArch64 are not linted");
+    }
+    let mut verdicts = Verdicts::default();
+    cargo_tests::run_static(paths, setup.as_ref(), "", &mut verdicts);
+    cargo_tests::run_unit(paths, "", &mut verdicts)?;
+    finish(paths, &verdicts)
+}
+
+/// `cargo xtask test`.
+pub fn main(paths: &Paths, args: &TestArgs) -> Result<ExitCode> {
+    let suites = suites(paths, args)?;
+    if args.list {
+        list(paths, &suites, args);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.bare {
+        bare::main(paths)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let start = Instant::now();
+    let setup = setup::ensure(paths)?;
+    let filter = args.filter.as_deref().unwrap_or("");
+    let mut verdicts = Verdicts::default();
+    cargo_tests::run_static(paths, Some(&setup), filter, &mut verdicts);
+    cargo_tests::run_unit(paths, filter, &mut verdicts)?;
+    for suite in &suites {
+        suite::run(paths, &setup, suite, filter, &mut verdicts)?;
+    }
+    eprintln!("test: took {:.0} s", start.elapsed().as_secs_f64());
+    finish(paths, &verdicts)
+}
+
+fn suites(paths: &Paths, args: &TestArgs) -> Result<Vec<Suite>> {
+    let mut suites = Suite::load_all(paths)?;
+    suites.retain(|suite| args.slow || !suite.slow);
+    if args.deployment == Some(DeploymentName::SEl2) {
+        suites.clear();
+    }
+    Ok(suites)
+}
+
+fn list(paths: &Paths, suites: &[Suite], args: &TestArgs) {
+    let filter = args.filter.as_deref().unwrap_or("");
+    let setup = setup::recorded(paths);
+    println!("no boot:");
+    for name in cargo_tests::static_names(paths, setup.as_ref()) {
+        if format!("{}::{name}", cargo_tests::STATIC).contains(filter) {
+            println!("  {}::{name}", cargo_tests::STATIC);
+        }
+    }
+    println!("  unit tests of the host crates (cargo test -- --list)");
+    let (mut boots, mut seconds) = (0, 0);
+    for suite in suites {
+        let tests = suite.selected(filter);
+        if tests.is_empty() {
+            continue;
+        }
+        boots += 1;
+        seconds += suite.seconds;
+        println!("1 boot of {}, about {} s: {}", suite.machine, suite.seconds, suite.description);
+        for test in tests {
+            println!("  {}::{test}", suite.name);
+        }
+    }
+    println!("{boots} boots, about {seconds} s emulated");
+}
+
+fn finish(paths: &Paths, verdicts: &Verdicts) -> Result<ExitCode> {
+    verdicts.write_junit(&paths.target("test/junit.xml"))?;
+    println!("{}", verdicts.last_line());
+    let (passed, failed, _) = verdicts.counts();
+    // A run without any test is a mistake in the filter, not a success.
+    Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

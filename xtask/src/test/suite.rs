@@ -1,0 +1,255 @@
+//! Suites: each boots one machine and gets many verdicts out of it. They are described in `tests/suites/*.toml`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::verdict::{Outcome, Verdicts};
+use crate::build::{self, Contents, Products, Variant, cargo};
+use crate::machine::{Deployment, Machine};
+use crate::paths::Paths;
+use crate::setup::Setup;
+use crate::vm::event::Event;
+use crate::vm::outside::Outside;
+use crate::vm::{Boot, Launch, Output, Vm};
+
+/// One suite.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Suite {
+    /// The file's name without `.toml`.
+    #[serde(skip)]
+    pub name: String,
+    /// Why it needs a boot of its own.
+    pub description: String,
+    /// The machine, from `qemu-configs/`.
+    pub machine: String,
+    /// Run on the machine without the hypervisor.
+    #[serde(default)]
+    pub bare: bool,
+    /// Needs the hypervisor with fault knobs.
+    #[serde(default)]
+    pub fault_knobs: bool,
+    /// Runs only with `--slow`.
+    #[serde(default)]
+    pub slow: bool,
+    /// Rough cost for `--list`.
+    pub seconds: u32,
+    /// The program of `tests/` that init runs in the host, and its arguments.
+    pub command: Vec<String>,
+    /// Model files, relative to the checkout.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// A test may reset the machine.
+    #[serde(default)]
+    pub resets: bool,
+    /// Appended to the host's command line.
+    #[serde(default)]
+    pub append: String,
+    /// Every test; one that does not report fails.
+    pub tests: Vec<String>,
+}
+
+impl Suite {
+    /// Reads every suite, sorted by name. There may be none.
+    pub fn load_all(paths: &Paths) -> Result<Vec<Self>> {
+        let dir = paths.at("tests/suites");
+        let mut files: Vec<PathBuf> = match fs::read_dir(&dir) {
+            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+            Err(_) => return Ok(Vec::new()),
+        };
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+        files.sort();
+        files
+            .iter()
+            .map(|file| {
+                let text =
+                    fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+                let mut suite: Self =
+                    toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+                suite.name =
+                    file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+                anyhow::ensure!(!suite.command.is_empty(), "{} has no command", file.display());
+                Ok(suite)
+            })
+            .collect()
+    }
+
+    /// The tests whose full name contains `filter`.
+    pub fn selected(&self, filter: &str) -> Vec<String> {
+        self.tests.iter().filter(|test| format!("{}::{test}", self.name).contains(filter)).cloned().collect()
+    }
+
+    /// The hypervisor image that it needs.
+    pub fn variant(&self) -> Variant {
+        if self.fault_knobs { Variant::FaultKnobs } else { Variant::Shipped }
+    }
+}
+
+/// Builds what a suite needs, runs it and records a verdict for each of its tests.
+pub fn run(paths: &Paths, setup: &Setup, suite: &Suite, filter: &str, verdicts: &mut Verdicts) -> Result<()> {
+    let tests = suite.selected(filter);
+    if tests.is_empty() {
+        return Ok(());
+    }
+    eprintln!(
+        "test: {} ({} tests, about {} s): {}",
+        suite.name,
+        tests.len(),
+        suite.seconds,
+        suite.description
+    );
+    if let Err(error) = run_machine(paths, setup, suite, &tests, verdicts) {
+        verdicts.add(&suite.name, "(the suite)", Outcome::Failed(format!("{error:#}")), 0.0);
+    }
+    for test in &tests {
+        if !verdicts.contains(&suite.name, test) {
+            verdicts.add(
+                &suite.name,
+                test,
+                Outcome::Failed("the machine ended without a verdict".into()),
+                0.0,
+            );
+        }
+    }
+    Ok(())
+}
+
+fn run_machine(
+    paths: &Paths,
+    setup: &Setup,
+    suite: &Suite,
+    tests: &[String],
+    verdicts: &mut Verdicts,
+) -> Result<()> {
+    let products = build::all(paths, setup, suite.variant())?;
+    let mut machine = Machine::load(paths, &suite.machine)?;
+    if !suite.append.is_empty() {
+        machine.command_line = format!("{} {}", machine.command_line, suite.append);
+    }
+    if suite.bare {
+        machine = machine.bare();
+    }
+    let (dir, _lock) = paths.state("test", &suite.name)?;
+    let initrd = initrd(paths, setup, &products, suite, tests)?;
+    let kernel = paths.at(&setup.kernel.image);
+    let boot = match machine.deployment {
+        Deployment::BareEl1 => {
+            let path = dir.join("initrd.img");
+            fs::write(&path, initrd).with_context(|| format!("cannot write {}", path.display()))?;
+            Boot::Bare { kernel, initrd: path }
+        }
+        Deployment::El2 => {
+            let kernel = fs::read(&kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
+            Boot::Bundle(crate::run::bundle(&products, &kernel, &initrd, &machine, &dir)?)
+        }
+    };
+    let launch = Launch { machine: &machine, boot, dir: &dir, gdb_port: None, reset_ends: !suite.resets };
+    let mut vm = Vm::start(&launch)?;
+    let result = collect(&mut vm, suite, tests, verdicts);
+    drop(vm);
+    for large in ["bundle.img", "initrd.img"] {
+        // Only one of them exists.
+        let _ = fs::remove_file(dir.join(large));
+    }
+    result.with_context(|| format!("logs are in {}", dir.display()))
+}
+
+fn initrd(
+    paths: &Paths,
+    setup: &Setup,
+    products: &Products,
+    suite: &Suite,
+    tests: &[String],
+) -> Result<Vec<u8>> {
+    let mut files = Vec::new();
+    let program = &suite.command[0];
+    if let Some(name) = program.strip_prefix("/bin/").filter(|name| *name != "flexserve") {
+        let built = cargo::build(paths, &setup.toolchain, &cargo::TESTS)?.join(name);
+        let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+        files.push((program.clone(), bytes, true));
+    }
+    let job = json!({"action": "exec", "argv": suite.command, "tests": tests});
+    let models = suite.models.iter().map(|model| paths.at(model)).collect();
+    build::initramfs(products, &Contents { models, files, job })
+}
+
+/// Takes verdicts until the machine ends.
+fn collect(vm: &mut Vm, suite: &Suite, tests: &[String], verdicts: &mut Verdicts) -> Result<()> {
+    let mut outside: Option<Outside> = None;
+    let mut last = Instant::now();
+    let mut done = false;
+    loop {
+        match vm.output()? {
+            Output::Event(Event::Test { name, ok, skipped, detail }) => {
+                let seconds = std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64();
+                let outcome = match (ok, skipped) {
+                    (_, true) => Outcome::Skipped(detail),
+                    (true, false) => Outcome::Passed,
+                    (false, false) => Outcome::Failed(detail),
+                };
+                let outcome = if verdicts.contains(&suite.name, &name) {
+                    Outcome::Failed("it reported twice".into())
+                } else if !tests.contains(&name) {
+                    Outcome::Failed("it is not listed in the suite's file".into())
+                } else {
+                    outcome
+                };
+                verdicts.add(&suite.name, &name, outcome, seconds);
+            }
+            Output::Event(Event::Ask { id, request }) => {
+                let view = match outside.take() {
+                    Some(view) => view,
+                    None => Outside::open(vm)?,
+                };
+                let view = outside.insert(view);
+                let answer = match view.answer(&request) {
+                    Ok(answer) => json!({"id": id, "ok": true, "answer": answer}),
+                    Err(error) => json!({"id": id, "ok": false, "error": format!("{error:#}")}),
+                };
+                vm.send_line(&answer.to_string())?;
+            }
+            Output::Event(Event::Error { code, kind, message }) => {
+                anyhow::bail!("the host reports error {code} {kind}: {message}")
+            }
+            Output::Event(Event::Done) => done = true,
+            Output::Event(_) | Output::Line(_) => {}
+            Output::Ended(true) if done => return Ok(()),
+            Output::Ended(_) => anyhow::bail!("the machine ended before the suite did"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_committed_suite_names_an_existing_machine_and_models() {
+        let paths = Paths::discover().unwrap();
+        for suite in Suite::load_all(&paths).unwrap() {
+            assert!(Machine::load(&paths, &suite.machine).is_ok(), "{}", suite.name);
+            assert!(suite.models.iter().all(|model| paths.at(model).exists()), "{}", suite.name);
+            let mut names = suite.tests.clone();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), suite.tests.len(), "{} names a test twice", suite.name);
+        }
+    }
+
+    #[test]
+    fn filters_match_the_full_name() {
+        let suite: Suite = toml::from_str(
+            "description = 'd'\nmachine = 'el2'\nseconds = 1\ncommand = ['/bin/x']\ntests = ['give', 'recall']",
+        )
+        .unwrap();
+        let suite = Suite { name: "flexmem".into(), ..suite };
+        assert_eq!(suite.selected("mem::give"), ["give"]);
+        assert_eq!(suite.selected("").len(), 2);
+        assert!(suite.selected("other").is_empty());
+    }
+}

@@ -1,0 +1,259 @@
+//! Starts QEMU, reads its consoles, and makes sure that it ends.
+
+pub mod console;
+pub mod event;
+pub mod outside;
+pub mod qmp;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::failure::{Code, Failure};
+use crate::machine::Machine;
+use crate::process;
+use crate::setup::QEMU;
+use console::{Console, Item};
+
+/// A machine that prints nothing for this long has hung. Emulated machines on busy computers are slow, so there is no
+/// limit on the whole run.
+pub const SILENCE: Duration = Duration::from_secs(60);
+
+/// What the machine boots.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// A boot bundle, entered at EL2.
+    Bundle(PathBuf),
+    /// A kernel and initrd, loaded by QEMU.
+    Bare {
+        /// arm64 Image.
+        kernel: PathBuf,
+        /// Initramfs.
+        initrd: PathBuf,
+    },
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Launch<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// What it boots.
+    pub boot: Boot,
+    /// Folder for logs and sockets.
+    pub dir: &'a Path,
+    /// Wait for a debugger on this TCP port.
+    pub gdb_port: Option<u16>,
+    /// Whether a reset ends the run; a test of resets says no.
+    pub reset_ends: bool,
+}
+
+/// What a machine says next.
+#[derive(Debug)]
+pub enum Output {
+    /// One structured event.
+    Event(event::Event),
+    /// One line of the host's console; already in the log.
+    Line(String),
+    /// QEMU ended; true if it ended in good order.
+    Ended(bool),
+}
+
+/// A running machine. Dropping it ends QEMU.
+pub struct Vm {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    chunks: Receiver<Vec<u8>>,
+    console: Console,
+    log: File,
+    waiting: std::collections::VecDeque<Item>,
+    dir: PathBuf,
+    started: Instant,
+    debugged: bool,
+}
+
+/// QEMU's arguments for a launch; sockets and logs are relative to its folder.
+pub fn arguments(launch: &Launch<'_>) -> Vec<String> {
+    let machine = launch.machine;
+    let mut options = machine.machine.join(",");
+    options.push_str(",memory-backend=ram");
+    let mut args: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-display", "none"].iter().map(|arg| (*arg).to_owned()).collect();
+    let mut add = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    add("-machine", options);
+    add("-cpu", machine.cpu.clone());
+    add("-smp", machine.smp.to_string());
+    add("-m", machine.memory.clone());
+    // Shared memory that other processes can open, so that a test reads RAM from outside the machine.
+    add("-object", format!("memory-backend-memfd,id=ram,size={},share=on", machine.memory));
+    add("-chardev", "stdio,id=uart0,signal=off".into());
+    add("-serial", "chardev:uart0".into());
+    add("-chardev", "file,id=uart1,path=trusted.log".into());
+    add("-serial", "chardev:uart1".into());
+    add("-qmp", "unix:qmp.sock,server=on,wait=off".into());
+    match &launch.boot {
+        Boot::Bundle(path) => add("-kernel", path.display().to_string()),
+        Boot::Bare { kernel, initrd } => {
+            add("-kernel", kernel.display().to_string());
+            add("-initrd", initrd.display().to_string());
+            add("-append", machine.command_line.clone());
+        }
+    }
+    if machine.icount {
+        add("-icount", "shift=0,sleep=off".into());
+    }
+    if let Some(port) = launch.gdb_port {
+        add("-gdb", format!("tcp:127.0.0.1:{port}"));
+        args.push("-S".into());
+    }
+    if launch.reset_ends {
+        args.push("-no-reboot".into());
+    }
+    args.extend(machine.arguments.iter().cloned());
+    args
+}
+
+impl Vm {
+    /// Starts QEMU.
+    pub fn start(launch: &Launch<'_>) -> Result<Self> {
+        let log_path = launch.dir.join("serial.log");
+        let log = File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?;
+        let errors = File::create(launch.dir.join("qemu.log"))?;
+        // setpriv: QEMU must not outlive this program, however that ends.
+        let mut command = process::command("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(launch));
+        fs::write(launch.dir.join("qemu.sh"), format!("{}\n", process::shown(&command)))?;
+        command.current_dir(launch.dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
+        let started = Instant::now();
+        let mut child = command.spawn().map_err(|error| {
+            Failure::setup(format!("{QEMU} does not start: {error}"), "run `cargo xtask setup`")
+        })?;
+        let stdin = child.stdin.take();
+        let mut stdout = child.stdout.take().context("QEMU has no standard output")?;
+        // Bounded: a machine that floods its console waits for us.
+        let (sender, chunks) = sync_channel(64);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = stdout.read(&mut buffer) {
+                if sender.send(buffer[..count].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self {
+            child,
+            stdin,
+            chunks,
+            console: Console::default(),
+            log,
+            waiting: Default::default(),
+            dir: launch.dir.to_path_buf(),
+            started,
+            debugged: launch.gdb_port.is_some(),
+        })
+    }
+
+    /// Time since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The folder with its logs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// QEMU's process id.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the next output. Fails when the machine has been silent on both serial ports for too long.
+    pub fn output(&mut self) -> Result<Output> {
+        let mut last_output = Instant::now();
+        let mut trusted_size = self.trusted_size();
+        loop {
+            if let Some(item) = self.waiting.pop_front() {
+                return self.deliver(item);
+            }
+            match self.chunks.recv_timeout(Duration::from_millis(500)) {
+                Ok(chunk) => {
+                    last_output = Instant::now();
+                    self.waiting.extend(self.console.feed(&chunk));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let size = self.trusted_size();
+                    if size != trusted_size {
+                        (trusted_size, last_output) = (size, Instant::now());
+                    }
+                    if last_output.elapsed() >= SILENCE && !self.debugged {
+                        return Err(self.silent());
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.waiting.extend(self.console.finish());
+                    if self.waiting.is_empty() {
+                        let status = self.child.wait().context("waiting for QEMU")?;
+                        return Ok(Output::Ended(status.success()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, item: Item) -> Result<Output> {
+        match item {
+            Item::Line(line) => {
+                writeln!(self.log, "{line}").context("cannot write the serial log")?;
+                Ok(Output::Line(line))
+            }
+            Item::Record(value) => Ok(Output::Event(event::Event::from_json(value))),
+        }
+    }
+
+    fn trusted_size(&self) -> u64 {
+        fs::metadata(self.dir.join("trusted.log")).map(|data| data.len()).unwrap_or(0)
+    }
+
+    fn silent(&mut self) -> anyhow::Error {
+        self.stop();
+        Failure::new(
+            Code::Boot,
+            format!("the machine was silent for {} s", SILENCE.as_secs()),
+            "the hypervisor or the host kernel",
+            format!("read {}", self.dir.join("serial.log").display()),
+        )
+    }
+
+    /// Types a line on the host's console.
+    pub fn send_line(&mut self, line: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("the machine's console is closed")?;
+        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).context("cannot type on the machine's console")
+    }
+
+    /// Ends QEMU now.
+    pub fn stop(&mut self) {
+        // Both fail only when QEMU has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// The last lines of a log file of this machine, for an error report.
+    pub fn log_tail(dir: &Path, name: &str, count: usize) -> Vec<String> {
+        let text = fs::read(dir.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let text = text.unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
