@@ -1,0 +1,22 @@
+//! Everything that is particular to AArch64: assembly, system registers, the machine under the policy. All unsafe code of
+//! the hypervisor is below this module, in `console`, and in `main`'s boot code.
+
+use core::arch::global_asm;
+
+pub mod context;
+pub mod el2;
+pub mod features;
+pub mod gic;
+pub mod host;
+pub mod idregs;
+pub mod memory;
+pub mod stage1;
+pub mod sysreg;
+pub mod vcpu;
+
+/// Bytes from one CPU's stack to the next: the lowest page of each is not mapped.
+pub const STACK_STRIDE: usize = 0x1_0000;
+
+global_asm!(include_str!("arch/boot.s"), STACK_STRIDE = const STACK_STRIDE);
+global_asm!(include_str!("arch/vectors.s"));
+global_asm!(include_str!("arch/simd.s"));

@@ -1,0 +1,289 @@
+//! The state that is switched between the host and a partition (I12): EL1 registers, pointer authentication keys,
+//! SIMD and SVE, the virtual timer, the virtual interrupt interface. Debug is off and counting is stopped while a
+//! partition runs.
+
+use super::features::Features;
+use super::sysreg::{mrs, msr, register};
+
+macro_rules! registers {
+    ($($field:ident: $register:expr),* $(,)?) => {
+        /// EL1 and EL0 registers that every CPU has.
+        #[derive(Clone, Copy)]
+        pub struct El1 { $($field: u64,)* optional: Optional }
+
+        impl El1 {
+            /// What a fresh vCPU starts with: all zero but SCTLR_EL1 (MMU and caches off).
+            pub const RESET: Self = Self { $($field: 0,)* optional: Optional::RESET }.with_reset_sctlr();
+
+            /// Reads this CPU's registers.
+            pub fn save(features: &Features) -> Self {
+                Self { $($field: mrs!($register),)* optional: Optional::save(features) }
+            }
+
+            /// Writes this CPU's registers.
+            pub fn restore(&self, features: &Features) {
+                $(msr!($register, self.$field);)*
+                self.optional.restore(features);
+            }
+        }
+    };
+}
+
+registers! {
+    sctlr: "sctlr_el1", cpacr: "cpacr_el1", actlr: "actlr_el1", ttbr0: "ttbr0_el1", ttbr1: "ttbr1_el1",
+    tcr: "tcr_el1", mair: "mair_el1", amair: "amair_el1", vbar: "vbar_el1", contextidr: "contextidr_el1",
+    esr: "esr_el1", afsr0: "afsr0_el1", afsr1: "afsr1_el1", far: "far_el1", elr: "elr_el1", spsr: "spsr_el1",
+    sp_el0: "sp_el0", sp_el1: "sp_el1", tpidr_el0: "tpidr_el0", tpidrro_el0: "tpidrro_el0",
+    tpidr_el1: "tpidr_el1", par: "par_el1", csselr: "csselr_el1", cntkctl: "cntkctl_el1", mdscr: "mdscr_el1",
+}
+
+impl El1 {
+    const fn with_reset_sctlr(mut self) -> Self {
+        self.sctlr = 0x30d0_0800;
+        self
+    }
+}
+
+/// Registers of optional features.
+#[derive(Clone, Copy)]
+struct Optional {
+    keys: [u64; 10],
+    tcr2: u64,
+    sctlr2: u64,
+    scxtnum: [u64; 2],
+}
+
+impl Optional {
+    const RESET: Self = Self { keys: [0; 10], tcr2: 0, sctlr2: 0, scxtnum: [0; 2] };
+
+    fn save(features: &Features) -> Self {
+        let mut state = Self::RESET;
+        if features.pauth {
+            state.keys = [
+                mrs!(register!(apiakeylo_el1)),
+                mrs!(register!(apiakeyhi_el1)),
+                mrs!(register!(apibkeylo_el1)),
+                mrs!(register!(apibkeyhi_el1)),
+                mrs!(register!(apdakeylo_el1)),
+                mrs!(register!(apdakeyhi_el1)),
+                mrs!(register!(apdbkeylo_el1)),
+                mrs!(register!(apdbkeyhi_el1)),
+                mrs!(register!(apgakeylo_el1)),
+                mrs!(register!(apgakeyhi_el1)),
+            ];
+        }
+        if features.tcr2 {
+            state.tcr2 = mrs!(register!(tcr2_el1));
+        }
+        if features.sctlr2 {
+            state.sctlr2 = mrs!(register!(sctlr2_el1));
+        }
+        if features.scxtnum {
+            state.scxtnum = [mrs!(register!(scxtnum_el0)), mrs!(register!(scxtnum_el1))];
+        }
+        state
+    }
+
+    fn restore(&self, features: &Features) {
+        if features.pauth {
+            let [ia_lo, ia_hi, ib_lo, ib_hi, da_lo, da_hi, db_lo, db_hi, ga_lo, ga_hi] = self.keys;
+            msr!(register!(apiakeylo_el1), ia_lo);
+            msr!(register!(apiakeyhi_el1), ia_hi);
+            msr!(register!(apibkeylo_el1), ib_lo);
+            msr!(register!(apibkeyhi_el1), ib_hi);
+            msr!(register!(apdakeylo_el1), da_lo);
+            msr!(register!(apdakeyhi_el1), da_hi);
+            msr!(register!(apdbkeylo_el1), db_lo);
+            msr!(register!(apdbkeyhi_el1), db_hi);
+            msr!(register!(apgakeylo_el1), ga_lo);
+            msr!(register!(apgakeyhi_el1), ga_hi);
+        }
+        if features.tcr2 {
+            msr!(register!(tcr2_el1), self.tcr2);
+        }
+        if features.sctlr2 {
+            msr!(register!(sctlr2_el1), self.sctlr2);
+        }
+        if features.scxtnum {
+            msr!(register!(scxtnum_el0), self.scxtnum[0]);
+            msr!(register!(scxtnum_el1), self.scxtnum[1]);
+        }
+    }
+}
+
+unsafe extern "C" {
+    fn simd_save(state: *mut u8);
+    fn simd_restore(state: *const u8);
+    fn sve_save(state: *mut u8);
+    fn sve_restore(state: *const u8);
+}
+
+/// SIMD registers of a partition, in the layout of simd.s.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+pub struct Simd([u8; 16 + 512]);
+
+impl Simd {
+    /// All zero.
+    pub const RESET: Self = Self([0; 528]);
+
+    /// Reads this CPU's registers.
+    pub fn save(&mut self) {
+        // SAFETY: simd.s writes 528 bytes; SIMD is not trapped at EL2 and this code does not use it.
+        unsafe { simd_save(self.0.as_mut_ptr()) };
+    }
+
+    /// Writes this CPU's registers.
+    pub fn restore(&self) {
+        // SAFETY: simd.s reads 528 bytes.
+        unsafe { simd_restore(self.0.as_ptr()) };
+    }
+}
+
+/// SIMD and SVE registers of the host, for vectors of up to 2048 bits, in the layout of simd.s.
+#[repr(C, align(16))]
+pub struct HostSimd {
+    state: [u8; 272 + 512 + 8192],
+    zcr: u64,
+}
+
+impl HostSimd {
+    /// All zero.
+    pub const RESET: Self = Self { state: [0; 272 + 512 + 8192], zcr: 0 };
+
+    /// Reads this CPU's registers. SVE must not be trapped (CPTR_EL2 as for the host).
+    pub fn save(&mut self, features: &Features) {
+        let state = self.state.as_mut_ptr();
+        if features.sve {
+            self.zcr = mrs!(register!(zcr_el1));
+            // SAFETY: the state has room for the longest vectors; EL2 sees them whole (ZCR_EL2 at its maximum).
+            unsafe { sve_save(state) };
+        } else {
+            // SAFETY: as above, for SIMD registers.
+            unsafe { simd_save(state) };
+        }
+    }
+
+    /// Writes this CPU's registers.
+    pub fn restore(&self, features: &Features) {
+        let state = self.state.as_ptr();
+        if features.sve {
+            msr!(register!(zcr_el1), self.zcr);
+            // SAFETY: as for save.
+            unsafe { sve_restore(state) };
+        } else {
+            // SAFETY: as for save.
+            unsafe { simd_restore(state) };
+        }
+    }
+}
+
+/// The host's virtual timer and counting, set aside while a partition runs.
+pub struct HostTimer {
+    ctl: u64,
+    cval: u64,
+    pmcr: u64,
+}
+
+const TIMER_ENABLE: u64 = 1;
+const TIMER_IMASK: u64 = 2;
+const PMCR_E: u64 = 1;
+
+impl HostTimer {
+    /// Sets the host's timer aside, arms our own for its deadline, so that the host is not kept waiting, and stops
+    /// the host's event counters.
+    pub fn save(features: &Features) -> Self {
+        let timer = Self {
+            ctl: mrs!("cntv_ctl_el0"),
+            cval: mrs!("cntv_cval_el0"),
+            pmcr: if features.pmu { mrs!("pmcr_el0") } else { 0 },
+        };
+        if timer.ctl & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE {
+            msr!("cnthp_cval_el2", timer.cval); // CNTVOFF_EL2 is 0: both count alike
+            msr!("cnthp_ctl_el2", TIMER_ENABLE);
+        }
+        if features.pmu {
+            msr!("pmcr_el0", timer.pmcr & !PMCR_E & 0xff); // the upper fields are read-only
+        }
+        timer
+    }
+
+    /// Gives the host its timer and counters back. Bits that reset counters (P, C) read as zero and stay so.
+    pub fn restore(&self, features: &Features) {
+        msr!("cnthp_ctl_el2", 0);
+        msr!("cntv_cval_el0", self.cval);
+        msr!("cntv_ctl_el0", self.ctl & (TIMER_ENABLE | TIMER_IMASK));
+        if features.pmu {
+            msr!("pmcr_el0", self.pmcr & 0xff);
+        }
+    }
+}
+
+/// Interrupt number of the virtual timer (a PPI fixed by the Base System Architecture).
+const VIRTUAL_TIMER: u64 = 27;
+const LR_PENDING: u64 = 1 << 62;
+const LR_STATE: u64 = 3 << 62;
+const LR_GROUP1: u64 = 1 << 60;
+const LR_PRIORITY: u64 = 0xa0 << 48;
+
+/// A partition's virtual timer and virtual interrupt interface.
+#[derive(Clone, Copy, Default)]
+pub struct GuestTimer {
+    ctl: u64,
+    cval: u64,
+    loaded: u64,
+    lr: u64,
+    vmcr: u64,
+    ap0r: u64,
+    ap1r: u64,
+}
+
+impl GuestTimer {
+    /// Nothing pending, timer off.
+    pub const RESET: Self = Self { ctl: 0, cval: 0, loaded: 0, lr: 0, vmcr: 0, ap0r: 0, ap1r: 0 };
+
+    fn armed(&self) -> bool {
+        self.ctl & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE
+    }
+
+    /// The counter value at which the timer fires, if it is armed.
+    pub fn deadline(&self) -> Option<u64> {
+        self.armed().then_some(self.cval)
+    }
+
+    /// Loads the timer and the interface. A due timer becomes a pending virtual interrupt, and its own line is masked
+    /// as long as that is not handled: the physical interrupt belongs to the host.
+    pub fn restore(&mut self) {
+        let mut ctl = self.ctl & (TIMER_ENABLE | TIMER_IMASK);
+        if self.armed() && mrs!("cntvct_el0") >= self.cval {
+            if self.lr & LR_STATE == 0 {
+                self.lr = LR_PENDING | LR_GROUP1 | LR_PRIORITY | VIRTUAL_TIMER;
+            }
+            ctl |= TIMER_IMASK;
+        }
+        self.loaded = ctl;
+        msr!("cntv_cval_el0", self.cval);
+        msr!("cntv_ctl_el0", ctl);
+        msr!(register!(ich_vmcr_el2), self.vmcr);
+        msr!(register!(ich_ap0r0_el2), self.ap0r);
+        msr!(register!(ich_ap1r0_el2), self.ap1r);
+        msr!(register!(ich_lr0_el2), self.lr);
+        msr!(register!(ich_hcr_el2), 1);
+    }
+
+    /// Takes the timer and the interface away again.
+    pub fn save(&mut self) {
+        let ctl = mrs!("cntv_ctl_el0") & (TIMER_ENABLE | TIMER_IMASK);
+        if ctl != self.loaded {
+            self.ctl = ctl; // the partition wrote it; otherwise the mask may be ours
+        }
+        self.cval = mrs!("cntv_cval_el0");
+        msr!("cntv_ctl_el0", 0);
+        self.lr = mrs!(register!(ich_lr0_el2));
+        self.vmcr = mrs!(register!(ich_vmcr_el2));
+        self.ap0r = mrs!(register!(ich_ap0r0_el2));
+        self.ap1r = mrs!(register!(ich_ap1r0_el2));
+        msr!(register!(ich_hcr_el2), 0);
+        msr!(register!(ich_lr0_el2), 0);
+    }
+}

@@ -1,0 +1,155 @@
+//! EL2 control registers: what traps while the host runs, what traps while a partition runs.
+
+use super::features::Features;
+use super::sysreg::{mrs, msr, register};
+
+// HCR_EL2 (Arm ARM D24.2.52).
+const HCR_VM: u64 = 1 << 0;
+const HCR_SWIO: u64 = 1 << 1;
+const HCR_FMO: u64 = 1 << 3;
+const HCR_IMO: u64 = 1 << 4;
+const HCR_AMO: u64 = 1 << 5;
+const HCR_FB: u64 = 1 << 9;
+const HCR_TWI: u64 = 1 << 13;
+const HCR_TID1: u64 = 1 << 16;
+const HCR_TID2: u64 = 1 << 17;
+const HCR_TID3: u64 = 1 << 18;
+const HCR_TSC: u64 = 1 << 19;
+const HCR_TIDCP: u64 = 1 << 20;
+const HCR_TACR: u64 = 1 << 21;
+const HCR_TSW: u64 = 1 << 22;
+const HCR_RW: u64 = 1 << 31;
+const HCR_TLOR: u64 = 1 << 35;
+const HCR_TERR: u64 = 1 << 36;
+const HCR_APK: u64 = 1 << 40;
+const HCR_API: u64 = 1 << 41;
+const HCR_EN_SCXT: u64 = 1 << 53;
+const HCR_TID5: u64 = 1 << 58;
+
+/// What both have: stage 2, set/way invalidation made harmless, SMC and ID registers trapped, hidden registers too.
+const HCR_COMMON: u64 =
+    HCR_VM | HCR_SWIO | HCR_RW | HCR_TSC | HCR_TID3 | HCR_TLOR | HCR_TID5 | HCR_APK | HCR_API | HCR_EN_SCXT;
+/// While the host runs: it takes its own interrupts.
+pub const HCR_HOST: u64 = HCR_COMMON;
+/// While a partition runs: interrupts and errors come to us, WFI too, implementation-defined registers trap.
+pub const HCR_PARTITION: u64 = HCR_COMMON
+    | HCR_FMO
+    | HCR_IMO
+    | HCR_AMO
+    | HCR_FB
+    | HCR_TWI
+    | HCR_TID1
+    | HCR_TID2
+    | HCR_TIDCP
+    | HCR_TACR
+    | HCR_TSW
+    | HCR_TERR;
+
+/// VTCR_EL2: 40-bit IPA, two concatenated level-1 tables, 4 KiB granule, inner-shareable write-back walks, 40-bit PA.
+const VTCR: u64 = 24 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 31;
+
+// CPTR_EL2 with E2H = 0.
+const CPTR_RES1: u64 = 0x22ff;
+const CPTR_TZ: u64 = 1 << 8;
+const CPTR_TSM: u64 = 1 << 12;
+const CPTR_TTA: u64 = 1 << 20;
+const CPTR_TAM: u64 = 1 << 30;
+/// SVE is the host's; SME, trace and activity monitors are nobody's.
+pub const CPTR_HOST: u64 = CPTR_RES1 | CPTR_TSM | CPTR_TTA | CPTR_TAM;
+/// A partition has SIMD but no SVE.
+pub const CPTR_PARTITION: u64 = CPTR_HOST | CPTR_TZ;
+
+// MDCR_EL2.
+const MDCR_HPMN: u64 = 0x1f;
+const MDCR_TPMCR: u64 = 1 << 5;
+const MDCR_TPM: u64 = 1 << 6;
+const MDCR_TDA: u64 = 1 << 9;
+const MDCR_TDOSA: u64 = 1 << 10;
+const MDCR_TDRA: u64 = 1 << 11;
+const MDCR_TPMS: u64 = 1 << 14;
+const MDCR_HPMD: u64 = 1 << 17;
+const MDCR_TTRF: u64 = 1 << 19;
+
+// HCRX_EL2.
+const HCRX_MSCEN: u64 = 1 << 11;
+const HCRX_TCR2EN: u64 = 1 << 14;
+const HCRX_SCTLR2EN: u64 = 1 << 15;
+
+// CNTHCTL_EL2 with E2H = 0.
+const CNTHCTL_EL1PCTEN: u64 = 1 << 0;
+const CNTHCTL_EL1PCEN: u64 = 1 << 1;
+
+/// The debug and performance-monitor traps; HPMN (host's counters) stays what reset made it: all of them.
+fn mdcr(partition: bool) -> u64 {
+    let counters = (mrs!("pmcr_el0") >> 11) & MDCR_HPMN;
+    // Sampling, trace and trace buffers trap for both; counting stops at EL2.
+    let common = counters | MDCR_TPMS | MDCR_HPMD | MDCR_TTRF;
+    let extra = MDCR_TPM | MDCR_TPMCR | MDCR_TDA | MDCR_TDOSA | MDCR_TDRA;
+    if partition { common | extra } else { common }
+}
+
+/// Configures this CPU for running its host; called once per CPU, MMU on.
+pub fn configure(features: &Features, host_root: u64, host_vmid: u16) {
+    msr!("vtcr_el2", VTCR);
+    msr!("vttbr_el2", host_root | u64::from(host_vmid) << 48);
+    msr!("hcr_el2", HCR_HOST);
+    msr!("hstr_el2", 0);
+    msr!("cptr_el2", CPTR_HOST);
+    isb();
+    if features.sve {
+        msr!(register!(zcr_el2), 0xf);
+    }
+    if features.hcx {
+        msr!(register!(hcrx_el2), HCRX_MSCEN | HCRX_TCR2EN | HCRX_SCTLR2EN);
+    }
+    if features.fgt {
+        // Bits whose meaning is "do not trap" stay 0: what they guard is hidden. Bits that trap stay 0 as well.
+        msr!(register!(hfgrtr_el2), 0);
+        msr!(register!(hfgwtr_el2), 0);
+        msr!(register!(hfgitr_el2), 0);
+        msr!(register!(hdfgrtr_el2), 0);
+        msr!(register!(hdfgwtr_el2), 0);
+    }
+    if features.mpam {
+        msr!(register!(mpam2_el2), 3 << 48); // trap MPAM0_EL1 and MPAM1_EL1
+    }
+    msr!("cnthctl_el2", CNTHCTL_EL1PCTEN | CNTHCTL_EL1PCEN);
+    msr!("cntvoff_el2", 0);
+    msr!("cnthp_ctl_el2", 0);
+    msr!(register!(icc_sre_el2), 0xf);
+    isb();
+    msr!(register!(ich_hcr_el2), 0);
+    msr!("mdcr_el2", mdcr(false));
+    msr!("vpidr_el2", mrs!("midr_el1"));
+    msr!("vmpidr_el2", mrs!("mpidr_el1"));
+    msr!("sctlr_el1", 0x30d0_0800);
+    msr!("cpacr_el1", 0);
+    // SAFETY: nothing ran below EL2 on this CPU yet, so stale translations are garbage.
+    unsafe { core::arch::asm!("dsb ishst", "tlbi alle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
+}
+
+/// Switches the control registers to a partition's stage 2.
+pub fn enter_partition(root: u64, vmid: u16) {
+    msr!("hcr_el2", HCR_PARTITION);
+    msr!("mdcr_el2", mdcr(true));
+    msr!("cnthctl_el2", CNTHCTL_EL1PCTEN);
+    msr!("vttbr_el2", root | u64::from(vmid) << 48);
+    msr!("cptr_el2", CPTR_PARTITION);
+    isb();
+}
+
+/// Switches the control registers back to the host's.
+pub fn leave_partition(host_root: u64, host_vmid: u16) {
+    msr!("cptr_el2", CPTR_HOST);
+    msr!("vttbr_el2", host_root | u64::from(host_vmid) << 48);
+    msr!("cnthctl_el2", CNTHCTL_EL1PCTEN | CNTHCTL_EL1PCEN);
+    msr!("mdcr_el2", mdcr(false));
+    msr!("hcr_el2", HCR_HOST);
+    isb();
+}
+
+/// Instruction synchronisation.
+pub fn isb() {
+    // SAFETY: a barrier.
+    unsafe { core::arch::asm!("isb", options(nostack)) };
+}

@@ -1,0 +1,72 @@
+//! The little that the hypervisor does at the GICv3 itself: its own timer interrupt (PPI 26) ends a partition's turn.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::sysreg::{mrs, msr};
+use crate::platform::{MAX_CPUS, Range};
+
+const GICR_TYPER: usize = 0x08;
+const GICR_STRIDE: usize = 0x2_0000;
+const GICR_SGI_BASE: usize = 0x1_0000;
+const GICR_ISENABLER0: usize = GICR_SGI_BASE + 0x100;
+const GICR_ICENABLER0: usize = GICR_SGI_BASE + 0x180;
+const GICR_ICPENDR0: usize = GICR_SGI_BASE + 0x280;
+const TYPER_LAST: u64 = 1 << 4;
+const TYPER_VLPIS: u64 = 1 << 1;
+/// The hypervisor timer's interrupt.
+const HYPERVISOR_TIMER: u32 = 1 << 26;
+/// The software interrupt that a kick is: one that Linux leaves alone.
+const KICK_ID: u64 = 15;
+const KICK: u32 = 1 << KICK_ID;
+
+/// Redistributor of each CPU; 0: not found.
+static FRAMES: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+
+/// Finds this CPU's redistributor.
+pub fn find_redistributor(cpu: usize, region: Range) {
+    let mpidr = mrs!("mpidr_el1");
+    let affinity = (mpidr & 0xff_ffff) | (mpidr >> 8 & 0xff00_0000);
+    let mut frame = region.base as usize;
+    while (frame + GICR_STRIDE) as u64 <= region.end() {
+        // SAFETY: inside the redistributor region of the device tree, mapped as device memory.
+        let typer = unsafe { ((frame + GICR_TYPER) as *const u64).read_volatile() };
+        if typer >> 32 == affinity {
+            if let Some(slot) = FRAMES.get(cpu) {
+                slot.store(frame, Ordering::Relaxed);
+            }
+            return;
+        }
+        if typer & TYPER_LAST != 0 {
+            return;
+        }
+        frame += if typer & TYPER_VLPIS != 0 { 2 * GICR_STRIDE } else { GICR_STRIDE };
+    }
+}
+
+/// Opens or closes the interrupts that end a partition's turn on this CPU: our timer and our kick. The host disables
+/// them when it sets its own up, so this runs around every turn. A host that masks them regardless only keeps itself
+/// waiting.
+pub fn partition_interrupts(cpu: usize, open: bool) {
+    let frame = FRAMES.get(cpu).map_or(0, |f| f.load(Ordering::Relaxed));
+    if frame == 0 {
+        return;
+    }
+    // SAFETY: write-one registers of this CPU's redistributor.
+    let write =
+        |register: usize, value: u32| unsafe { ((frame + register) as *mut u32).write_volatile(value) };
+    if open {
+        write(GICR_ISENABLER0, HYPERVISOR_TIMER | KICK);
+    } else {
+        write(GICR_ICENABLER0, HYPERVISOR_TIMER | KICK);
+        write(GICR_ICPENDR0, KICK); // never acknowledged: it did its work by ending the turn
+    }
+}
+
+/// Makes the CPU with this affinity leave the partition that it runs.
+pub fn kick(mpidr: u64) {
+    let (aff0, aff1) = (mpidr & 0xff, mpidr >> 8 & 0xff);
+    let (aff2, aff3) = (mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
+    if aff0 < 16 {
+        msr!("s3_0_c12_c11_5", 1 << aff0 | aff1 << 16 | KICK_ID << 24 | aff2 << 32 | aff3 << 48); // ICC_SGI1R_EL1
+    }
+}

@@ -1,0 +1,161 @@
+//! Physical memory and TLB maintenance: the machine under `stage2` and `hyp-core`.
+//!
+//! All RAM is mapped by our stage 1 at its physical address, so reaching a page is a pointer cast. Policy guarantees
+//! which pages may be reached; this module only refuses addresses outside RAM.
+
+use core::arch::asm;
+use hyp_core::Platform;
+use stage2::{Ipa, Machine, Pa, Slot};
+
+use super::sysreg::{mrs, msr};
+use super::{gic, vcpu};
+use crate::world;
+
+/// Bytes that one DC instruction covers.
+fn line(shift: u32) -> usize {
+    4 << ((mrs!("ctr_el0") >> shift) & 0xf)
+}
+
+/// Cleans and invalidates a range to the point of coherency.
+pub fn clean(base: usize, size: usize) {
+    let step = line(16);
+    for address in (base..base + size).step_by(step) {
+        // SAFETY: cache maintenance by address on mapped memory changes no contents.
+        unsafe { asm!("dc civac, {}", in(reg) address, options(nostack)) };
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack)) };
+}
+
+/// Zeroes a range of RAM, page-aligned.
+///
+/// # Safety
+/// Nobody may rely on the contents.
+pub unsafe fn zero(base: usize, size: usize) {
+    let dczid = mrs!("dczid_el0");
+    let block = 4usize << (dczid & 0xf);
+    if dczid & 1 << 4 == 0 && (base | size) & (block - 1) == 0 {
+        for address in (base..base + size).step_by(block) {
+            // SAFETY: zeroes memory that the caller gave up; stage 1 maps all RAM as normal memory.
+            unsafe { asm!("dc zva, {}", in(reg) address, options(nostack)) };
+        }
+    } else {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_bytes(base as *mut u8, 0, size) };
+    }
+}
+
+/// The machine. Zero-sized: its state is the hardware's. Made where the global lock is held.
+pub struct Hardware;
+
+impl Hardware {
+    /// Runs `f` with VTTBR_EL2 naming `vmid`, which TLBI by IPA and VMALLE1 act on.
+    fn with_vmid(&self, vmid: u16, f: impl FnOnce()) {
+        let old = mrs!("vttbr_el2");
+        msr!("vttbr_el2", (old & 0xffff_ffff_ffff) | u64::from(vmid) << 48);
+        // SAFETY: barriers; no lower level runs on this CPU until the register is restored.
+        unsafe { asm!("isb", options(nostack)) };
+        f();
+        msr!("vttbr_el2", old);
+        // SAFETY: a barrier.
+        unsafe { asm!("isb", options(nostack)) };
+    }
+}
+
+impl Machine for Hardware {
+    fn load(&self, table: Pa, index: usize) -> u64 {
+        // SAFETY: tables are pages of the hypervisor, and index is below 1024 (root) or 512.
+        unsafe { (table.0 as *const u64).add(index).read_volatile() }
+    }
+
+    fn store(&mut self, table: Pa, index: usize, descriptor: u64) {
+        // SAFETY: as for load; the global lock is held. The barriers order the store for walkers on every core.
+        unsafe {
+            asm!("dsb ishst", options(nostack));
+            (table.0 as *mut u64).add(index).write_volatile(descriptor);
+            asm!("dsb ishst", "isb", options(nostack));
+        }
+    }
+
+    fn tlbi_pages(&mut self, vmid: u16, ipa: Ipa, page_count: u64) {
+        // Past this many pages one flush of the whole VMID is cheaper (and bounds the loop).
+        if page_count > 64 {
+            return self.tlbi_vmid(vmid);
+        }
+        self.with_vmid(vmid, || {
+            // SAFETY: invalidation is always safe. Stage-2 entries by IPA first, then combined and stage-1 entries of
+            // the VMID, on all cores (Arm ARM D8.14: break-before-make of stage 2).
+            unsafe {
+                asm!("dsb ishst", options(nostack));
+                for page in 0..page_count {
+                    asm!("tlbi ipas2e1is, {}", in(reg) (ipa.0 >> 12) + page, options(nostack));
+                }
+                asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack));
+            }
+        });
+    }
+
+    fn tlbi_vmid(&mut self, vmid: u16) {
+        self.with_vmid(vmid, || {
+            // SAFETY: invalidation is always safe.
+            unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack)) };
+        });
+    }
+
+    fn zero(&mut self, page: Pa) {
+        // SAFETY: policy zeroes only pages whose contents are given up.
+        unsafe { zero(page.0 as usize, 4096) };
+    }
+
+    fn clean(&mut self, page: Pa) {
+        clean(page.0 as usize, 4096);
+    }
+
+    fn sync_icache(&mut self, page: Pa) {
+        clean(page.0 as usize, 4096);
+        // SAFETY: instruction cache invalidation on all cores.
+        unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack)) };
+    }
+
+    fn ticks(&self) -> u64 {
+        ticks()
+    }
+}
+
+/// The system counter.
+pub fn ticks() -> u64 {
+    // SAFETY: a barrier, so that the read is not early.
+    unsafe { asm!("isb", options(nostack)) };
+    mrs!("cntpct_el0")
+}
+
+impl Platform for Hardware {
+    fn read_page(&self, page: Pa, buffer: &mut [u8; 4096]) {
+        // SAFETY: the page is RAM. Others may write it meanwhile, so it is read as volatile words, once (I4).
+        for (i, chunk) in buffer.chunks_exact_mut(8).enumerate() {
+            let word = unsafe { (page.0 as *const u64).add(i).read_volatile() };
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+
+    fn write_page(&mut self, page: Pa, offset: usize, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().enumerate().take(4096usize.saturating_sub(offset)) {
+            // SAFETY: inside the page, which is a pinned page of the host.
+            unsafe { (page.0 as *mut u8).add(offset + i).write_volatile(*byte) };
+        }
+    }
+
+    fn ticks_per_second(&self) -> u64 {
+        mrs!("cntfrq_el0")
+    }
+
+    fn reset_vcpu(&mut self, slot: Slot, vcpu: usize, entry: u64, argument: u64) {
+        vcpu::reset(slot, vcpu, entry, argument);
+    }
+
+    fn kick(&mut self, cpu: usize) {
+        if let Some(mpidr) = world::platform().cpus.get(cpu) {
+            gic::kick(*mpidr);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Running a partition's vCPU on this CPU, on behalf of the host's thread that called FFA_RUN.
+
+use core::cell::UnsafeCell;
+use hyp_abi::service::{MAX_PARTITIONS, MAX_VCPUS};
+use hyp_core::{Exit, Next};
+use stage2::{HOST_VMID, Slot};
+
+use super::context::{El1, GuestTimer, HostSimd, HostTimer, Simd};
+use super::sysreg::{mrs, msr};
+use super::{el2, gic, idregs};
+use crate::platform::MAX_CPUS;
+use crate::world;
+
+/// General registers in the layout of vectors.s.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Registers {
+    x: [u64; 31],
+    elr: u64,
+    spsr: u64,
+}
+
+/// EL1h with all exceptions masked.
+const SPSR_EL1H: u64 = 0x3c5;
+
+/// One vCPU's state while it does not run.
+#[derive(Clone, Copy)]
+struct Vcpu {
+    registers: Registers,
+    el1: El1,
+    simd: Simd,
+    timer: GuestTimer,
+}
+
+impl Vcpu {
+    const RESET: Self = Self {
+        registers: Registers { x: [0; 31], elr: 0, spsr: SPSR_EL1H },
+        el1: El1::RESET,
+        simd: Simd::RESET,
+        timer: GuestTimer::RESET,
+    };
+}
+
+struct Shared<T>(UnsafeCell<T>);
+
+// SAFETY: a vCPU's context is touched by the CPU that policy made its runner, or under the global lock while it runs
+// nowhere; a CPU's host area by that CPU alone.
+unsafe impl<T> Sync for Shared<T> {}
+
+static VCPUS: [[Shared<Vcpu>; MAX_VCPUS]; MAX_PARTITIONS] =
+    [const { [const { Shared(UnsafeCell::new(Vcpu::RESET)) }; MAX_VCPUS] }; MAX_PARTITIONS];
+static HOST_SIMD: [Shared<HostSimd>; MAX_CPUS] =
+    [const { Shared(UnsafeCell::new(HostSimd::RESET)) }; MAX_CPUS];
+
+fn context(slot: Slot, vcpu: usize) -> Option<*mut Vcpu> {
+    Some(VCPUS.get(slot.index())?.get(vcpu)?.0.get())
+}
+
+/// Makes a vCPU's state that of a fresh one that starts at `entry` with x0 = `argument`. The global lock is held.
+pub fn reset(slot: Slot, vcpu: usize, entry: u64, argument: u64) {
+    if let Some(context) = context(slot, vcpu) {
+        // SAFETY: the global lock is held and the vCPU runs nowhere.
+        unsafe {
+            *context = Vcpu::RESET;
+            (*context).registers.elr = entry;
+            (*context).registers.x[0] = argument;
+        }
+    }
+}
+
+/// Zeroes every context: before a reset and after a panic, when nothing runs any more.
+pub fn scrub_contexts() {
+    for context in VCPUS.iter().flatten() {
+        // SAFETY: all partitions are cut off, so no CPU uses a context.
+        unsafe { *context.0.get() = Vcpu::RESET };
+    }
+}
+
+unsafe extern "C" {
+    fn enter_guest(registers: *mut Registers) -> u64;
+    static host_vectors: u8;
+    static guest_vectors: u8;
+}
+
+/// What one turn of a vCPU ended with.
+fn decode(vector: u64, vcpu: &mut Vcpu) -> Option<Exit> {
+    match vector {
+        0 => {}
+        1 | 2 => return Some(Exit::Interrupt),
+        3 => return Some(Exit::SError),
+        _ => return Some(Exit::Undefined { class: 0 }), // AArch32 cannot be: EL1 and EL0 run AArch64 (ID registers say so)
+    }
+    let esr = mrs!("esr_el2");
+    let class = esr >> 26 & 0x3f;
+    Some(match class {
+        0x17 => {
+            vcpu.registers.elr = vcpu.registers.elr.wrapping_add(4);
+            Exit::Call
+        }
+        0x01 => {
+            vcpu.registers.elr = vcpu.registers.elr.wrapping_add(4);
+            Exit::WaitForInterrupt { deadline: None } // the deadline is known once the timer is saved
+        }
+        0x18 => {
+            // A read of an ID register is answered here; everything else trapped is not the partition's to use.
+            let (op0, op1, crn) = (esr >> 20 & 3, esr >> 14 & 7, esr >> 10 & 15);
+            let (crm, op2, rt, read) = (esr >> 1 & 15, esr >> 17 & 7, esr >> 5 & 31, esr & 1);
+            if (op0, op1, crn, read) != (3, 0, 0, 1) || !(1..=7).contains(&crm) {
+                return Some(Exit::Undefined { class });
+            }
+            if let Some(register) = vcpu.registers.x.get_mut(rt as usize) {
+                *register = idregs::read(crm, op2, idregs::Reader::Partition);
+            }
+            vcpu.registers.elr = vcpu.registers.elr.wrapping_add(4);
+            return None;
+        }
+        0x20 | 0x24 => Exit::Abort {
+            ipa: mrs!("hpfar_el2") >> 4 << 12 | mrs!("far_el2") & 0xfff,
+            write: class == 0x24 && esr & 1 << 6 != 0,
+            fetch: class == 0x20,
+        },
+        _ => Exit::Undefined { class },
+    })
+}
+
+/// Runs a vCPU until the host is wanted. `host` are the x0-x17 that the host gets back.
+pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
+    let features = world::features();
+    let (Some(context), Some(host_simd)) = (context(slot, vcpu), HOST_SIMD.get(cpu)) else { return };
+    // SAFETY: policy marked this vCPU as running on this CPU alone; the host area is this CPU's.
+    let (guest, host_simd) = unsafe { (&mut *context, &mut *host_simd.0.get()) };
+
+    let host_el1 = El1::save(features);
+    host_simd.save(features);
+    let host_timer = HostTimer::save(features);
+    gic::partition_interrupts(cpu, true);
+
+    loop {
+        el2::enter_partition(world::partition_root(slot), slot.vmid());
+        guest.el1.restore(features);
+        guest.simd.restore();
+        guest.timer.restore();
+        msr!("vbar_el2", &raw const guest_vectors as u64);
+        el2::isb();
+        // What needs no policy (ID registers) goes on at once.
+        let mut exit = loop {
+            // SAFETY: the context is exclusively ours; vectors are the partition's.
+            let vector = unsafe { enter_guest(&raw mut guest.registers) };
+            if let Some(exit) = decode(vector, guest) {
+                break exit;
+            }
+        };
+        // Policy may let another CPU enter this vCPU: before it is asked, nothing of it is left here.
+        guest.timer.save();
+        guest.simd.save();
+        guest.el1 = El1::save(features);
+        msr!("vbar_el2", &raw const host_vectors as u64);
+        el2::leave_partition(world::host_root(), HOST_VMID);
+        if let Exit::WaitForInterrupt { deadline } = &mut exit {
+            *deadline = guest.timer.deadline();
+        }
+        let mut registers = [0; 18];
+        registers.copy_from_slice(&guest.registers.x[..18]);
+        // The context belongs to policy during the call, so what changes is written back through its pointer after it,
+        // and only if the vCPU is still ours.
+        let next = world::vcpu_exit(cpu, slot, vcpu, exit, &mut registers, host, |registers| {
+            guest.registers.x[..18].copy_from_slice(registers);
+        });
+        if next == Next::Host {
+            break;
+        }
+    }
+
+    gic::partition_interrupts(cpu, false);
+    host_el1.restore(features);
+    host_simd.restore(features);
+    host_timer.restore(features);
+    el2::isb();
+}

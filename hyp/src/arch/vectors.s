@@ -1,0 +1,173 @@
+// Exception vectors. While the host runs, VBAR_EL2 is host_vectors and a frame of x0-x30 lies on the EL2 stack; while
+// a partition runs it is guest_vectors and registers go to its context, as the return of enter_guest.
+
+.macro save_frame
+    sub     sp, sp, #256
+    stp     x0, x1, [sp]
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x19, [sp, #144]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    stp     x28, x29, [sp, #224]
+    str     x30, [sp, #240]
+.endm
+
+.macro vector handler, number
+    .balign 128
+    save_frame
+    mov     x0, sp
+    mov     x1, #\number
+    bl      \handler
+    b       restore_frame
+.endm
+
+// A fault of our own is fatal: take the emergency stack of this CPU (the fault may be an overflow of the other).
+.macro own_vector number
+    .balign 128
+    mrs     x1, tpidr_el2
+    adrp    x0, EMERGENCY_STACKS
+    add     x0, x0, :lo12:EMERGENCY_STACKS
+    add     x1, x1, #1
+    add     x0, x0, x1, lsl #12
+    mov     sp, x0
+    mov     x0, #\number
+    b       own_exception
+.endm
+
+.section .text.vectors, "ax"
+.balign 2048
+.global host_vectors
+host_vectors:
+    // Current EL: our own fault, fatal.
+    .irp n, 0,1,2,3,4,5,6,7
+    own_vector \n
+    .endr
+    // Lower EL, AArch64 then AArch32: the host.
+    vector  host_exception, 0
+    vector  host_exception, 1
+    vector  host_exception, 2
+    vector  host_exception, 3
+    vector  host_exception, 4
+    vector  host_exception, 5
+    vector  host_exception, 6
+    vector  host_exception, 7
+
+.global restore_frame
+restore_frame:
+    ldp     x2, x3, [sp, #16]
+    ldp     x4, x5, [sp, #32]
+    ldp     x6, x7, [sp, #48]
+    ldp     x8, x9, [sp, #64]
+    ldp     x10, x11, [sp, #80]
+    ldp     x12, x13, [sp, #96]
+    ldp     x14, x15, [sp, #112]
+    ldp     x16, x17, [sp, #128]
+    ldp     x18, x19, [sp, #144]
+    ldp     x20, x21, [sp, #160]
+    ldp     x22, x23, [sp, #176]
+    ldp     x24, x25, [sp, #192]
+    ldp     x26, x27, [sp, #208]
+    ldp     x28, x29, [sp, #224]
+    ldr     x30, [sp, #240]
+    ldp     x0, x1, [sp], #256
+    eret
+    dsb     nsh                     // no speculation past the return
+    isb
+
+.macro guest_vector number
+    .balign 128
+    stp     x0, x1, [sp, #-16]!
+    mov     x1, #\number
+    b       guest_exit
+.endm
+
+.balign 2048
+.global guest_vectors
+guest_vectors:
+    .irp n, 0,1,2,3,4,5,6,7
+    own_vector \n
+    .endr
+    guest_vector 0
+    guest_vector 1
+    guest_vector 2
+    guest_vector 3
+    guest_vector 4
+    guest_vector 5
+    guest_vector 6
+    guest_vector 7
+
+// enter_guest(x0: *mut GuestRegisters) -> x0: vector number (0 synchronous, 1 IRQ, 2 FIQ, 3 SError, +4 AArch32).
+// GuestRegisters: x0-x30 at 0, ELR at 248, SPSR at 256.
+.global enter_guest
+enter_guest:
+    sub     sp, sp, #112
+    stp     x19, x20, [sp]
+    stp     x21, x22, [sp, #16]
+    stp     x23, x24, [sp, #32]
+    stp     x25, x26, [sp, #48]
+    stp     x27, x28, [sp, #64]
+    stp     x29, x30, [sp, #80]
+    str     x0, [sp, #96]
+    ldp     x1, x2, [x0, #248]
+    msr     elr_el2, x1
+    msr     spsr_el2, x2
+    ldp     x2, x3, [x0, #16]
+    ldp     x4, x5, [x0, #32]
+    ldp     x6, x7, [x0, #48]
+    ldp     x8, x9, [x0, #64]
+    ldp     x10, x11, [x0, #80]
+    ldp     x12, x13, [x0, #96]
+    ldp     x14, x15, [x0, #112]
+    ldp     x16, x17, [x0, #128]
+    ldp     x18, x19, [x0, #144]
+    ldp     x20, x21, [x0, #160]
+    ldp     x22, x23, [x0, #176]
+    ldp     x24, x25, [x0, #192]
+    ldp     x26, x27, [x0, #208]
+    ldp     x28, x29, [x0, #224]
+    ldr     x30, [x0, #240]
+    ldp     x0, x1, [x0]
+    eret
+    dsb     nsh
+    isb
+
+guest_exit:                         // x1 = number, guest's x0 and x1 on the stack
+    ldr     x0, [sp, #112]          // 16 + 96
+    stp     x2, x3, [x0, #16]
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    str     x30, [x0, #240]
+    ldp     x2, x3, [sp], #16
+    stp     x2, x3, [x0]
+    mrs     x2, elr_el2
+    mrs     x3, spsr_el2
+    stp     x2, x3, [x0, #248]
+    mov     x0, x1
+    ldp     x19, x20, [sp]
+    ldp     x21, x22, [sp, #16]
+    ldp     x23, x24, [sp, #32]
+    ldp     x25, x26, [sp, #48]
+    ldp     x27, x28, [sp, #64]
+    ldp     x29, x30, [sp, #80]
+    add     sp, sp, #112
+    ret

@@ -1,0 +1,270 @@
+//! The platform as the device tree describes it, and the device tree that the host gets to see. Nothing about a
+//! board is hard-coded: what the host may touch is an allow-list of device kinds, everything else disappears.
+
+use arrayvec::ArrayVec;
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::fdt_mut::FdtMut;
+use dtoolkit::{Node, Property};
+use hyp_abi::bundle::BundleHeader;
+
+/// Most CPUs.
+pub const MAX_CPUS: usize = 8;
+const MAX_RANGES: usize = 16;
+
+/// A range of physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First byte.
+    pub base: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl Range {
+    /// First byte after the range.
+    pub fn end(&self) -> u64 {
+        self.base.saturating_add(self.size)
+    }
+}
+
+/// What the hypervisor needs to know about the machine.
+#[derive(Clone, Debug, Default)]
+pub struct Platform {
+    /// RAM, as the firmware describes it.
+    pub ram: ArrayVec<Range, MAX_RANGES>,
+    /// Devices that the host gets, page-aligned.
+    pub host_devices: ArrayVec<Range, MAX_RANGES>,
+    /// MPIDR affinity of each CPU, by index.
+    pub cpus: ArrayVec<u64, MAX_CPUS>,
+    /// GICv3 redistributors.
+    pub redistributors: Option<Range>,
+    /// SMMUv3 register pages.
+    pub smmus: ArrayVec<Range, 4>,
+    /// Our own PL011.
+    pub trusted_uart: Option<Range>,
+}
+
+/// What makes the platform unusable; printed by the panic that follows at boot.
+#[derive(Clone, Copy, Debug)]
+pub enum PlatformError {
+    /// The blob is no device tree, or one of its nodes is malformed.
+    DeviceTree,
+    /// No GICv3.
+    NoGicV3,
+    /// More RAM banks, devices or CPUs than this build has room for.
+    TooMany,
+    /// The edited tree does not fit.
+    NoRoom,
+}
+
+/// Devices that the host may have: its console and timekeepers, which master no DMA.
+const HOST_DEVICES: [&str; 3] = ["arm,pl011", "arm,pl031", "arm,pl061"];
+/// Nodes of the root that stay in the host's tree, by name without address. Devices stay only if they are the host's.
+const KEPT_NODES: [&str; 14] = [
+    "memory",
+    "chosen",
+    "cpus",
+    "psci",
+    "timer",
+    "pmu",
+    "aliases",
+    "apb-pclk",
+    "intc",
+    "gpio-keys",
+    "pl011",
+    "pl031",
+    "pl061",
+    "interrupt-controller",
+];
+
+fn regs<'a>(node: FdtNode<'a>) -> Result<impl Iterator<Item = Range> + 'a, PlatformError> {
+    let regs = node.reg().map_err(|_| PlatformError::DeviceTree)?;
+    Ok(regs
+        .into_iter()
+        .flatten()
+        .filter_map(|reg| Some(Range { base: reg.address::<u64>().ok()?, size: reg.size::<u64>().ok()? })))
+}
+
+fn is_compatible(node: &FdtNode, name: &str) -> bool {
+    node.compatible().is_some_and(|mut all| all.any(|c| c == name))
+}
+
+fn enabled(node: &FdtNode) -> bool {
+    node.property("status").is_none_or(|p| matches!(p.value_as::<&str>(), Ok("okay" | "ok")))
+}
+
+/// The PL011 that is the host's: the one `stdout-path` names, else the first.
+fn is_host_uart(fdt: Fdt, node: &FdtNode) -> bool {
+    let path = fdt.find_node("/chosen").and_then(|c| c.property("stdout-path"));
+    match path.as_ref().and_then(|p| p.value_as::<&str>().ok()) {
+        Some(path) => path.trim_start_matches('/').split(':').next() == Some(node.name()),
+        None => {
+            let first = fdt.root().children().find(|n| is_compatible(n, "arm,pl011"));
+            first.is_some_and(|first| first.name() == node.name())
+        }
+    }
+}
+
+impl Platform {
+    /// Reads the machine's device tree.
+    pub fn new(fdt: Fdt) -> Result<Self, PlatformError> {
+        let mut platform = Self::default();
+        let too_many = |_| PlatformError::TooMany;
+        for node in fdt.root().children().filter(enabled) {
+            if node.name_without_address() == "memory" {
+                for range in regs(node)?.filter(|r| r.size != 0) {
+                    platform.ram.try_push(range).map_err(|_| PlatformError::TooMany)?;
+                }
+            } else if node.name() == "cpus" {
+                for cpu in node.children().filter(|n| n.name_without_address() == "cpu") {
+                    let affinity = cpu.property("reg").and_then(|p| match p.value().len() {
+                        4 => p.value_as::<u32>().ok().map(u64::from),
+                        8 => p.value_as::<u64>().ok(),
+                        _ => None,
+                    });
+                    let affinity = affinity.ok_or(PlatformError::DeviceTree)?;
+                    platform.cpus.try_push(affinity).map_err(|_| PlatformError::TooMany)?;
+                }
+            } else if is_compatible(&node, "arm,gic-v3") {
+                let mut regs = regs(node)?;
+                let distributor = regs.next().ok_or(PlatformError::DeviceTree)?;
+                let redistributors = regs.next().ok_or(PlatformError::DeviceTree)?;
+                platform.host_devices.try_push(distributor).map_err(too_many)?;
+                platform.host_devices.try_push(redistributors).map_err(too_many)?;
+                platform.redistributors = Some(redistributors);
+            } else if is_compatible(&node, "arm,smmu-v3") {
+                for range in regs(node)?.take(1) {
+                    platform.smmus.try_push(range).map_err(|_| PlatformError::TooMany)?;
+                }
+            } else if is_compatible(&node, "arm,pl011") && !is_host_uart(fdt, &node) {
+                platform.trusted_uart = regs(node)?.next();
+            } else if HOST_DEVICES.iter().any(|d| is_compatible(&node, d)) {
+                for range in regs(node)? {
+                    platform.host_devices.try_push(range).map_err(too_many)?;
+                }
+            }
+        }
+        if platform.redistributors.is_none() {
+            return Err(PlatformError::NoGicV3);
+        }
+        if platform.ram.is_empty() || platform.cpus.is_empty() {
+            return Err(PlatformError::DeviceTree);
+        }
+        Ok(platform)
+    }
+
+    /// Index of the CPU with this MPIDR.
+    pub fn cpu_index(&self, mpidr: u64) -> Option<usize> {
+        self.cpus.iter().position(|affinity| *affinity == mpidr & 0xff_00ff_ffff)
+    }
+}
+
+/// Calls `f` for the parts of `ram` outside `hole`.
+pub fn outside(ram: &[Range], hole: Range, mut f: impl FnMut(Range)) {
+    for bank in ram {
+        let below = Range { base: bank.base, size: hole.base.min(bank.end()).saturating_sub(bank.base) };
+        let start = hole.end().max(bank.base);
+        let above = Range { base: start, size: bank.end().saturating_sub(start) };
+        [below, above].into_iter().filter(|r| r.size != 0).for_each(&mut f);
+    }
+}
+
+/// Turns the machine's tree into the host's, in place: RAM without the hypervisor's, allowed devices only, the
+/// bundle's command line and initrd. `blob` may be larger than the tree.
+pub fn edit_for_host(
+    blob: &mut [u8],
+    platform: &Platform,
+    hypervisor: Range,
+    bundle: &BundleHeader,
+    load_base: u64,
+) -> Result<(), PlatformError> {
+    let mut fdt = FdtMut::from_slice(blob).map_err(|_| PlatformError::DeviceTree)?;
+    let mut removed = ArrayVec::<ArrayVec<u8, 64>, 96>::new();
+    {
+        let view = fdt.as_read_only();
+        for node in view.root().children() {
+            let name = node.name_without_address();
+            let ours = is_compatible(&node, "arm,pl011") && !is_host_uart(view, &node);
+            let device_allowed = node.property("reg").is_none()
+                || matches!(name, "memory" | "intc" | "interrupt-controller" | "cpus")
+                || HOST_DEVICES.iter().any(|d| is_compatible(&node, d));
+            if KEPT_NODES.contains(&name) && device_allowed && !ours {
+                continue;
+            }
+            let mut copy = ArrayVec::new();
+            copy.try_extend_from_slice(node.name().as_bytes()).map_err(|_| PlatformError::TooMany)?;
+            removed.try_push(copy).map_err(|_| PlatformError::TooMany)?;
+        }
+    }
+    let mut root = fdt.root_mut();
+    for name in &removed {
+        if let Ok(name) = core::str::from_utf8(name) {
+            root.remove_child(name);
+        }
+    }
+    // The ITS lives below the interrupt controller: LPIs are refused (I6), so it goes too.
+    for controller in ["intc", "interrupt-controller"] {
+        while let Some(name) = child_name(fdt.as_read_only(), controller, "its") {
+            let Some(mut node) = find_root_child(&mut fdt, controller) else { break };
+            if !core::str::from_utf8(&name).is_ok_and(|name| node.remove_child(name)) {
+                break;
+            }
+        }
+    }
+    fdt.compact();
+
+    // RAM: all banks in one node, without ours.
+    let mut cells = ArrayVec::<u8, { MAX_RANGES * 32 }>::new();
+    let mut fits = true;
+    outside(&platform.ram, hypervisor, |range| {
+        fits &= cells.try_extend_from_slice(&range.base.to_be_bytes()).is_ok();
+        fits &= cells.try_extend_from_slice(&range.size.to_be_bytes()).is_ok();
+    });
+    if !fits {
+        return Err(PlatformError::TooMany);
+    }
+    let mut memory = find_root_child(&mut fdt, "memory").ok_or(PlatformError::DeviceTree)?;
+    memory.remove_property("reg");
+    memory.add_property("reg", cells.as_slice()).map_err(|_| PlatformError::NoRoom)?;
+
+    let mut chosen = fdt.find_node_mut("/chosen").ok_or(PlatformError::DeviceTree)?;
+    for name in ["bootargs", "linux,initrd-start", "linux,initrd-end"] {
+        chosen.remove_property(name);
+    }
+    let length = (bundle.command_line_size as usize).min(bundle.command_line.len());
+    let line = bundle.command_line.get(..length).and_then(|b| core::str::from_utf8(b).ok()).unwrap_or("");
+    chosen.add_property("bootargs", line).map_err(|_| PlatformError::NoRoom)?;
+    if bundle.initrd_size != 0 {
+        let start = load_base.saturating_add(bundle.initrd_offset);
+        let end = start.saturating_add(bundle.initrd_size);
+        chosen.add_property("linux,initrd-start", start).map_err(|_| PlatformError::NoRoom)?;
+        chosen.add_property("linux,initrd-end", end).map_err(|_| PlatformError::NoRoom)?;
+    }
+    Ok(())
+}
+
+fn child_name(fdt: Fdt, parent: &str, prefix: &str) -> Option<ArrayVec<u8, 64>> {
+    let parent = fdt.root().children().find(|n| n.name_without_address() == parent)?;
+    let child = parent.children().find(|n| n.name_without_address() == prefix)?;
+    let mut name = ArrayVec::new();
+    name.try_extend_from_slice(child.name().as_bytes()).ok()?;
+    Some(name)
+}
+
+fn find_root_child<'a, B: dtoolkit::fdt_mut::FdtBuffer>(
+    fdt: &'a mut FdtMut<B>,
+    name: &str,
+) -> Option<dtoolkit::fdt_mut::FdtNodeMut<'a, B>> {
+    let mut full = ArrayVec::<u8, 64>::new();
+    {
+        let node = fdt.as_read_only();
+        let node = node.root().children().find(|n| n.name_without_address() == name)?;
+        full.try_extend_from_slice(node.name().as_bytes()).ok()?;
+    }
+    let path = core::str::from_utf8(&full).ok()?;
+    // Paths start with a slash; the root's children are found by name.
+    let mut absolute = ArrayVec::<u8, 72>::new();
+    absolute.try_push(b'/').ok()?;
+    absolute.try_extend_from_slice(path.as_bytes()).ok()?;
+    fdt.find_node_mut(core::str::from_utf8(&absolute).ok()?)
+}

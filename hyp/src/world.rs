@@ -1,0 +1,236 @@
+//! The one instance of the policy, its lock, and the arch layer's ways in.
+//!
+//! Lock order: the policy lock, then the console's. Neither is held while a partition runs.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use hyp_core::{Exit, HostAbort, Hypervisor, Next, Outcome};
+use log::info;
+use smccc::smc64;
+use spin::Once;
+use spin::mutex::{TicketMutex, TicketMutexGuard};
+use stage2::{FlexMem, HOST_VMID, MAX_PARTITIONS, Machine, Pa, Slot};
+
+use crate::arch::features::Features;
+use crate::arch::memory::{self, Hardware};
+use crate::arch::sysreg::mrs;
+use crate::arch::{el2, gic, host, vcpu};
+use crate::platform::{MAX_CPUS, Platform};
+
+/// Root of a stage-2 tree: two concatenated level-1 tables.
+#[repr(C, align(8192))]
+struct Root([AtomicU64; 1024]);
+
+static HOST_ROOT: Root = Root([const { AtomicU64::new(0) }; 1024]);
+static PARTITION_ROOTS: [Root; MAX_PARTITIONS] =
+    [const { Root([const { AtomicU64::new(0) }; 1024]) }; MAX_PARTITIONS];
+
+/// Made at compile time: it is too large to pass over a boot stack. Memory is empty until [`init`].
+static POLICY: TicketMutex<Hypervisor> =
+    TicketMutex::new(Hypervisor::new(FlexMem::new(Pa(0), [Pa(0); MAX_PARTITIONS], 0)));
+static MACHINE: Once<(Features, Platform)> = Once::new();
+static PANICKING: AtomicBool = AtomicBool::new(false);
+/// Which CPUs are inside a partition.
+static INSIDE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// Where a CPU that is being turned on enters the host, and x0 there.
+static STARTS: [(AtomicU64, AtomicU64); MAX_CPUS] =
+    [const { (AtomicU64::new(0), AtomicU64::new(0)) }; MAX_CPUS];
+
+const PSCI_CPU_ON: u32 = 0xC400_0003;
+const PSCI_SYSTEM_RESET: u32 = 0x8400_0009;
+const PSCI_INVALID_PARAMETERS: u64 = -2i64 as u64;
+
+/// Makes the ownership record, empty. `reserve` is what [`FlexMem::new`] wants.
+pub fn new_memory(reserve: u64) -> FlexMem {
+    let pa = |root: &Root| Pa(root as *const Root as u64);
+    FlexMem::new(pa(&HOST_ROOT), PARTITION_ROOTS.each_ref().map(pa), reserve)
+}
+
+/// Installs what boot found and built. Called once.
+pub fn init(features: Features, platform: Platform, memory: FlexMem) {
+    MACHINE.call_once(|| (features, platform));
+    *lock().memory_mut() = memory;
+}
+
+fn machine() -> &'static (Features, Platform) {
+    // Set before the first exception can come.
+    MACHINE.wait()
+}
+
+/// The CPUs' features.
+pub fn features() -> &'static Features {
+    &machine().0
+}
+
+/// The platform.
+pub fn platform() -> &'static Platform {
+    &machine().1
+}
+
+/// Locks the policy.
+pub fn lock() -> TicketMutexGuard<'static, Hypervisor> {
+    POLICY.lock()
+}
+
+/// Root of the host's stage 2.
+pub fn host_root() -> u64 {
+    &raw const HOST_ROOT as u64
+}
+
+/// Root of a partition's stage 2.
+pub fn partition_root(slot: Slot) -> u64 {
+    PARTITION_ROOTS.get(slot.index()).map_or(0, |root| root as *const Root as u64)
+}
+
+/// Handles an SMC of the host.
+pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
+    let outcome = lock().host_call(&mut Hardware, cpu, registers);
+    if let (Outcome::Enter { .. }, Some(inside)) = (outcome, INSIDE.get(cpu)) {
+        inside.store(true, Ordering::Release);
+    }
+    outcome
+}
+
+/// Handles a stage-2 abort of the host.
+pub fn host_abort(ipa: u64, fetch: bool) -> HostAbort {
+    lock().host_abort(&Hardware, ipa, fetch)
+}
+
+/// Counts an exit that policy does not see.
+pub fn count_host_exit() {
+    lock().count_host_exit();
+}
+
+/// Handles a vCPU that came out; `write_back` stores its registers while it still is this CPU's.
+pub fn vcpu_exit(
+    cpu: usize,
+    slot: Slot,
+    vcpu: usize,
+    exit: Exit,
+    registers: &mut [u64; 18],
+    host: &mut [u64; 18],
+    write_back: impl FnOnce(&[u64; 18]),
+) -> Next {
+    if PANICKING.load(Ordering::Acquire) {
+        leave(cpu);
+        park();
+    }
+    let mut policy = lock();
+    let next = policy.vcpu_exit(&mut Hardware, slot, vcpu, exit, registers, host);
+    write_back(registers);
+    drop(policy);
+    if next == Next::Host {
+        leave(cpu);
+    }
+    next
+}
+
+fn leave(cpu: usize) {
+    if let Some(inside) = INSIDE.get(cpu) {
+        inside.store(false, Ordering::Release);
+    }
+}
+
+/// Turns a CPU on for the host, with our own entry. Returns PSCI's answer.
+pub fn cpu_on(target: u64, entry: u64, context: u64) -> u64 {
+    unsafe extern "C" {
+        fn secondary_entry();
+    }
+    let Some((index, start)) = platform().cpu_index(target).and_then(|i| Some((i, STARTS.get(i)?))) else {
+        return PSCI_INVALID_PARAMETERS;
+    };
+    start.0.store(entry, Ordering::Relaxed);
+    start.1.store(context, Ordering::Release);
+    let mut arguments = [0; 17];
+    arguments[0] = target;
+    arguments[1] = secondary_entry as *const () as u64;
+    arguments[2] = index as u64;
+    smc64(PSCI_CPU_ON, arguments)[0]
+}
+
+/// Takes what [`cpu_on`] left for this CPU: the host's entry and x0 there.
+pub fn take_start(cpu: usize) -> (u64, u64) {
+    STARTS.get(cpu).map_or((0, 0), |s| (s.0.load(Ordering::Acquire), s.1.load(Ordering::Relaxed)))
+}
+
+/// Ends all partitions at once, without the policy: their translation vanishes, so that whoever is inside comes out at
+/// the next access, whatever it masked; then waits until nobody is.
+fn cut_off_partitions() {
+    for root in &PARTITION_ROOTS {
+        root.0.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+    }
+    for slot in Slot::all() {
+        Hardware.tlbi_vmid(slot.vmid());
+    }
+    for mpidr in &platform().cpus {
+        gic::kick(*mpidr);
+    }
+    let me = mrs!("tpidr_el2") as usize;
+    // A CPU that is inside leaves within an instruction; the bound is for a broken machine only.
+    let deadline = memory::ticks().saturating_add(10 * mrs!("cntfrq_el0"));
+    let others = || INSIDE.iter().enumerate().any(|(cpu, i)| cpu != me && i.load(Ordering::Acquire));
+    while others() && memory::ticks() < deadline {
+        core::hint::spin_loop();
+    }
+}
+
+/// Switches the machine off or resets it, as the host's registers say, once nothing of any partition is left.
+pub fn shut_down(registers: &mut [u64; 18]) {
+    cut_off_partitions();
+    let policy = lock();
+    policy.scrub_for_reset(&mut Hardware);
+    vcpu::scrub_contexts();
+    info!("partitions scrubbed for {:#x}", registers[0]);
+    // Nobody gets past us any more: entries are refused, and the lock is kept until the machine is gone.
+    let result = host::firmware(registers);
+    info!("firmware refused: {:#x}; resetting", result[0]);
+    let mut reset = [0; 18];
+    reset[0] = u64::from(PSCI_SYSTEM_RESET);
+    host::firmware(&reset);
+    park();
+}
+
+/// Stops this CPU for good if another panicked.
+pub fn park_if_panicking() {
+    if PANICKING.load(Ordering::Acquire) {
+        park();
+    }
+}
+
+/// Stops this CPU for good.
+pub fn park() -> ! {
+    loop {
+        aarch64_cpu::asm::wfe();
+    }
+}
+
+/// What is left to do when the hypervisor itself failed: take every partition's memory away, zero it, stop.
+pub fn panicked() -> ! {
+    if PANICKING.swap(true, Ordering::AcqRel) {
+        park(); // the panic of a panic, or a second CPU's
+    }
+    if MACHINE.is_completed() {
+        cut_off_partitions();
+        // SAFETY: the lock may be held by this CPU, which never returns to what it did, or by another, which waits or
+        // parks at its next entry; scrubbing reads the host's tree, which is consistent at any instant, and writes
+        // pages of partitions, which nobody can reach any more.
+        let policy = unsafe { &*POLICY.as_mut_ptr() };
+        policy.scrub_for_reset(&mut Hardware);
+        vcpu::scrub_contexts();
+        crate::console::emergency(format_args!("partitions scrubbed; stopped"));
+    }
+    park()
+}
+
+/// Enters the host on this CPU for the first time.
+pub fn enter_host(cpu: usize, entry: u64, argument: u64) -> ! {
+    unsafe extern "C" {
+        fn enter_host(argument: u64, entry: u64) -> !;
+    }
+    let (features, platform) = machine();
+    if let Some(region) = platform.redistributors {
+        gic::find_redistributor(cpu, region);
+    }
+    el2::configure(features, host_root(), HOST_VMID);
+    // SAFETY: drops to EL1 behind the host's stage 2; the EL2 stack of this CPU starts anew.
+    unsafe { enter_host(argument, entry) }
+}
