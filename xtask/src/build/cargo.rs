@@ -54,9 +54,14 @@ pub fn command(paths: &Paths, toolchain: &Toolchain, package: &Package, verb: &s
         |suffix: &str| format!("CARGO_TARGET_{}_{suffix}", package.target.to_uppercase().replace('-', "_"));
     let linux = package.target == LINUX_TARGET;
     command.env(variable("LINKER"), if linux { "aarch64-linux-gnu-gcc" } else { "ld.lld" });
-    if linux {
-        command.env(variable("RUSTFLAGS"), "-Ctarget-feature=+crt-static");
-    }
+    let flags = match package.target {
+        LINUX_TARGET => "-Ctarget-feature=+crt-static",
+        // The hypervisor relocates itself to where firmware loads it.
+        HYP_TARGET => "-Crelocation-model=pie",
+        // What every CPU of the test matrix has; the engine chooses its kernels at compile time.
+        _ => "-Ctarget-feature=+dotprod",
+    };
+    command.env(variable("RUSTFLAGS"), flags);
     if toolchain.route == Route::Debian {
         if linux {
             command.arg("-Zbuild-std=std,panic_abort");
