@@ -17,7 +17,7 @@ pub mod serve;
 
 pub use hyp_abi as abi;
 
-/// FNV-1a (64 bit): how PANIC names a source file without text. The hash of `guest-llm/src/serve.rs` is that of the path
+/// FNV-1a (64 bit): how PANIC names a source file without text. The hash of `guest-llm/src/lib.rs` is that of the path
 /// as the compiler was given it.
 pub const fn fnv1a(text: &str) -> u64 {
     let bytes = text.as_bytes();

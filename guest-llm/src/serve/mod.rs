@@ -344,3 +344,6 @@ impl<P: Platform> Inbox<'_, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

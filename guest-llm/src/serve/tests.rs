@@ -1,0 +1,386 @@
+//! The session against a scripted host, with the random test model.
+
+use std::boxed::Box;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A frame: kind and payload.
+type Frame = (u32, Vec<u8>);
+
+/// A host that says one thing whenever the partition waits, and SHUTDOWN at last.
+struct Host {
+    session: Box<Session>,
+    script: RefCell<VecDeque<Frame>>,
+    heard: RefCell<Vec<Frame>>,
+    /// Said as soon as that many tokens were heard.
+    interruption: RefCell<Option<(usize, Frame)>>,
+    /// Kicks that the host ignores.
+    deaf: Cell<usize>,
+    heap_free: usize,
+    shut_down: Cell<bool>,
+    clock: Cell<u64>,
+    /// Breaks the ring instead of saying SHUTDOWN.
+    vandal: bool,
+}
+
+impl Host {
+    fn new(script: impl IntoIterator<Item = Frame>) -> Self {
+        Host {
+            // SAFETY: zeros are a valid session.
+            session: unsafe { Box::<Session>::new_zeroed().assume_init() },
+            script: RefCell::new(script.into_iter().collect()),
+            heard: RefCell::default(),
+            interruption: RefCell::default(),
+            deaf: Cell::new(0),
+            heap_free: 256 << 20,
+            shut_down: Cell::new(false),
+            clock: Cell::new(1000),
+            vandal: false,
+        }
+    }
+
+    fn say(&self, frame: &Frame) {
+        assert_eq!(self.session.to_partition.send(frame.0, &frame.1, &[]), Ok(true));
+    }
+
+    /// Writes a length into the next frame that no frame has.
+    fn vandalise(&self) {
+        let ring = core::ptr::from_ref(&self.session.to_partition).cast::<core::sync::atomic::AtomicU32>();
+        // SAFETY: the head is the ring's first field.
+        unsafe { &*ring }.fetch_add(1 << 20, core::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn listen(&self) {
+        let mut buffer = vec![0; MAX_FRAME];
+        while let Some((kind, length)) =
+            self.session.to_host.receive(&mut buffer).expect("partition broke its ring")
+        {
+            self.heard.borrow_mut().push((kind, buffer[..length].to_vec()));
+        }
+    }
+
+    fn serve(&self, model: &[u8]) -> End {
+        let end = serve(&self.session, model, 500, self);
+        self.listen();
+        end
+    }
+
+    fn heard(&self, wanted: u32) -> Vec<Vec<u8>> {
+        self.heard
+            .borrow()
+            .iter()
+            .filter(|(kind, _)| *kind == wanted)
+            .map(|(_, payload)| payload.clone())
+            .collect()
+    }
+
+    fn kinds(&self) -> Vec<u32> {
+        let mut kinds: Vec<u32> = self.heard.borrow().iter().map(|(kind, _)| *kind).collect();
+        kinds.dedup();
+        kinds
+    }
+
+    fn text(&self) -> String {
+        self.heard(frame::TOKEN)
+            .into_iter()
+            .map(|piece| String::from_utf8(piece).expect("not UTF-8"))
+            .collect()
+    }
+
+    fn done(&self) -> Vec<Done> {
+        self.heard(frame::DONE).iter().map(|payload| Done::read_from_bytes(payload).unwrap()).collect()
+    }
+
+    /// Codes and texts of the ERROR frames.
+    fn errors(&self) -> Vec<(u32, String)> {
+        let split = |payload: &Vec<u8>| {
+            let (failure, text) = Failure::read_from_prefix(payload).unwrap();
+            (failure.code, String::from_utf8(text.to_vec()).unwrap())
+        };
+        self.heard(frame::ERROR).iter().map(split).collect()
+    }
+}
+
+impl Platform for Host {
+    fn kick(&self) {
+        if self.deaf.get() > 0 {
+            self.deaf.set(self.deaf.get() - 1);
+            return;
+        }
+        self.listen();
+        let tokens = self.heard(frame::TOKEN).len();
+        if let Some((_, frame)) = self.interruption.borrow_mut().take_if(|(after, _)| *after <= tokens) {
+            if frame.0 == VANDALISM {
+                self.vandalise();
+            } else {
+                self.say(&frame);
+            }
+        }
+    }
+
+    fn wait(&self) {
+        assert!(!self.shut_down.get(), "waited after the end");
+        assert_eq!(self.session.magic.load(core::sync::atomic::Ordering::Relaxed), MAGIC);
+        match self.script.borrow_mut().pop_front() {
+            Some(frame) => self.say(&frame),
+            None => {
+                self.shut_down.set(true);
+                if self.vandal { self.vandalise() } else { self.say(&(frame::SHUTDOWN, vec![])) }
+            }
+        }
+    }
+
+    fn ticks(&self) -> u64 {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
+    }
+
+    fn heap_used(&self) -> usize {
+        4242
+    }
+
+    fn heap_free(&self) -> usize {
+        self.heap_free
+    }
+}
+
+/// Stands for breaking the ring in [`Host::interruption`].
+const VANDALISM: u32 = u32::MAX;
+const PROMPT: &str = "wake me at half past six tomorrow";
+
+fn model() -> Vec<u8> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/tiny-f16.gguf");
+    let mut bytes = std::fs::read(path).unwrap();
+    // As in the partition, where the file ends inside a page.
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    bytes
+}
+
+fn request(parameters: Request, prompt: &[u8]) -> Frame {
+    (frame::REQUEST, [parameters.as_bytes(), prompt].concat())
+}
+
+fn good(max_tokens: u32) -> Frame {
+    request(Request { max_tokens, ..Request::default() }, PROMPT.as_bytes())
+}
+
+#[test]
+fn an_answer_streams_exactly_what_the_engine_says() {
+    let bytes = model();
+    let model = Model::load(&bytes, &Limits::default()).unwrap();
+    let mut session = engine::Session::new(&model, &SessionConfig::for_model(&model)).unwrap();
+    let request =
+        engine::Request { prompt: PROMPT, raw: false, max_tokens: 12, sampling: Sampling::default() };
+    let mut expected = String::new();
+    let report = generate(&mut session, &request, &mut |event| {
+        if let Event::Text(text) = event {
+            expected.push_str(text);
+        }
+        Flow::Continue
+    })
+    .unwrap();
+    assert!(report.tokens >= 2, "the model says too little for this test");
+
+    let host = Host::new([good(12), good(12)]);
+    assert_eq!(host.serve(&bytes), End::Shutdown);
+    assert_eq!(End::Shutdown.exit_code(), 0);
+    let answer = [frame::PREFILLED, frame::TOKEN, frame::DONE];
+    assert_eq!(host.kinds(), [&[frame::READY][..], &answer, &answer].concat());
+    assert_eq!(host.text(), expected.clone() + &expected, "the second answer must not depend on the first");
+    let ready = Ready::read_from_bytes(&host.heard(frame::READY)[0]).unwrap();
+    assert_eq!((ready.model_bytes, ready.heap_used), (bytes.len() as u64, 4242));
+    assert_eq!(ready.load_ticks, 501);
+    for done in host.done() {
+        assert_eq!(done.prompt_tokens as usize, report.prompt_tokens);
+        assert_eq!(done.tokens as usize, report.tokens);
+        assert!(done.prefill_ticks > 0 && done.decode_ticks > 0);
+        assert_eq!(done.stop, u32::from(report.stop != StopReason::EndOfGeneration));
+    }
+}
+
+#[test]
+fn parameters_reach_the_engine() {
+    let warm = |seed| Request { max_tokens: 12, temperature: 1.5_f32.to_bits(), seed, ..Request::default() };
+    let text = |frame: Frame| {
+        let host = Host::new([frame]);
+        assert_eq!(host.serve(&model()), End::Shutdown);
+        assert_eq!(host.done().len(), 1, "{:?}", host.errors());
+        (host.text(), host.done()[0])
+    };
+    let (greedy, plain) = text(good(12));
+    let (first, _) = text(request(warm(1), PROMPT.as_bytes()));
+    let (again, _) = text(request(warm(1), PROMPT.as_bytes()));
+    let (other, _) = text(request(warm(2), PROMPT.as_bytes()));
+    assert_eq!(first, again);
+    assert!(first != greedy && first != other);
+    let (_, raw) = text(request(
+        Request { max_tokens: 12, flags: REQUEST_RAW, ..Request::default() },
+        PROMPT.as_bytes(),
+    ));
+    assert_ne!(raw.prompt_tokens, plain.prompt_tokens);
+    let room = plain.prompt_tokens + 2;
+    let (_, short) =
+        text(request(Request { max_tokens: 12, context: room, ..Request::default() }, PROMPT.as_bytes()));
+    assert!(short.tokens < plain.tokens && short.stop == 1, "{short:?}");
+    let (_, none) = text(good(0));
+    assert_eq!((none.tokens, none.stop), (0, 1));
+}
+
+#[test]
+fn cancel_stops_the_answer_and_only_that_one() {
+    let host = Host::new([(frame::CANCEL, vec![]), good(20), good(3)]);
+    host.interruption.replace(Some((2, (frame::CANCEL, vec![]))));
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    let done = host.done();
+    assert_eq!(done.iter().map(|done| done.stop).collect::<Vec<_>>(), [2, 1]);
+    assert!(done[0].tokens < 20);
+    assert_eq!(done[1].tokens, 3);
+}
+
+#[test]
+fn a_request_during_an_answer_is_answered_after_it() {
+    let host = Host::new([good(8)]);
+    host.interruption.replace(Some((2, good(3))));
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    assert_eq!(host.done().iter().map(|done| done.tokens).collect::<Vec<_>>(), [8, 3]);
+}
+
+#[test]
+fn shutdown_ends_an_answer_at_once() {
+    let host = Host::new([good(20)]);
+    host.interruption.replace(Some((2, (frame::SHUTDOWN, vec![]))));
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    assert_eq!(host.done(), []);
+    assert!(host.heard(frame::TOKEN).len() < 5);
+}
+
+#[test]
+fn malformed_requests_are_refused_without_a_word_of_the_prompt_and_the_session_goes_on() {
+    let secret = b"SECRET words";
+    let with = |parameters: Request| request(parameters, secret);
+    let base = Request { max_tokens: 4, ..Request::default() };
+    let bad = [
+        (frame::REQUEST, vec![]),
+        (frame::REQUEST, secret[..].to_vec()),
+        with(Request { flags: 2, ..base }),
+        with(Request { temperature: f32::NAN.to_bits(), ..base }),
+        with(Request { temperature: f32::INFINITY.to_bits(), ..base }),
+        with(Request { temperature: (-1.0_f32).to_bits(), ..base }),
+        with(Request { context: 1, ..base }),
+        with(Request { context: u32::MAX, ..base }),
+        request(base, b"SECRET \xFF\xFE"),
+        request(base, &b"SECRET ".repeat(4000)),
+        (0, secret[..].to_vec()),
+        (frame::READY, secret[..].to_vec()),
+        (0x205, secret[..].to_vec()),
+    ];
+    let count = bad.len();
+    let host = Host::new(bad.into_iter().chain([good(4)]));
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    let errors = host.errors();
+    assert_eq!(errors.len(), count, "{errors:?}");
+    for (code, text) in &errors {
+        assert_eq!(*code, failure::REQUEST, "{text}");
+        assert!(!text.is_empty() && !text.contains("SECRET"), "{text}");
+    }
+    assert_eq!(host.done().len(), 1);
+    assert!(!host.text().contains("SECRET"));
+}
+
+#[test]
+fn missing_memory_is_an_error_frame() {
+    let mut host = Host::new([]);
+    host.heap_free = 1000;
+    assert_eq!(host.serve(&model()), End::Refused);
+    assert_eq!(End::Refused.exit_code(), 1);
+    assert_eq!(host.kinds(), [frame::ERROR]);
+    assert_eq!(host.errors()[0].0, failure::MEMORY);
+
+    // Enough for the model, not for a context.
+    let mut host = Host::new([good(4), good(4)]);
+    host.heap_free = RESERVE;
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    assert_eq!(host.kinds(), [frame::READY, frame::ERROR]);
+    assert_eq!(host.errors().iter().map(|(code, _)| *code).collect::<Vec<_>>(), [failure::MEMORY; 2]);
+}
+
+#[test]
+fn a_bad_model_is_refused() {
+    for bytes in [&model()[..4096], &[0; 4096], &[]] {
+        let host = Host::new([good(4)]);
+        assert_eq!(host.serve(bytes), End::Refused);
+        assert_eq!(host.kinds(), [frame::ERROR]);
+        assert_eq!(host.errors()[0].0, failure::MODEL);
+    }
+}
+
+#[test]
+fn a_broken_ring_ends_the_partition() {
+    let mut host = Host::new([good(2)]);
+    host.vandal = true;
+    assert_eq!(host.serve(&model()), End::Broken);
+    assert_eq!(host.done().len(), 1);
+    assert_eq!(End::Broken.exit_code(), 2);
+
+    let host = Host::new([good(20)]);
+    host.interruption.replace(Some((2, (VANDALISM, vec![]))));
+    assert_eq!(host.serve(&model()), End::Broken);
+    assert_eq!(host.done(), []);
+}
+
+#[test]
+fn a_full_ring_loses_nothing() {
+    let expected = Host::new([good(12)]);
+    assert_eq!(expected.serve(&model()), End::Shutdown);
+
+    let host = Host::new([good(12)]);
+    // Frames that the host does not look at for long fill the ring, up to a few bytes.
+    let filler = [0; MAX_FRAME - 24];
+    assert_eq!(host.session.to_host.send(1, &filler, &[]), Ok(true));
+    assert_eq!(host.session.to_host.send(1, &filler, &[]), Ok(true));
+    host.deaf.set(1000);
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    assert_eq!(host.deaf.get(), 0);
+    assert_eq!(host.heard.borrow()[2..], *expected.heard.borrow());
+}
+
+#[test]
+fn text_longer_than_a_frame_is_cut_between_characters() {
+    let host = Host::new([]);
+    let outbox = Outbox { ring: &host.session.to_host, platform: &host };
+    let text = String::from("x") + &"\u{20AC}".repeat(MAX_FRAME);
+    outbox.send_text(&text).unwrap();
+    assert_eq!(host.heard(frame::TOKEN).len(), 4);
+    assert_eq!(host.text(), text);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever comes is answered frame by frame, or ends the session; nothing panics.
+    #[test]
+    fn any_frames_are_survived(
+        frames in prop::collection::vec((0..6_u32, prop::collection::vec(any::<u8>(), 0..80), 0..6_u32), 1..6),
+    ) {
+        let frames = frames.into_iter().map(|(kind, mut payload, max_tokens)| {
+            // Keeps the time short: otherwise every answer is as long as the context.
+            if let Some(field) = payload.first_chunk_mut() {
+                *field = max_tokens.to_le_bytes();
+            }
+            (kind, payload)
+        });
+        let frames: Vec<Frame> = frames.collect();
+        let commands = frames.iter().take_while(|(kind, _)| *kind != frame::SHUTDOWN);
+        let answers = commands.filter(|(kind, _)| *kind != frame::CANCEL).count();
+        let host = Host::new(frames);
+        prop_assert_eq!(host.serve(&model()), End::Shutdown);
+        prop_assert_eq!(host.done().len() + host.errors().len(), answers);
+    }
+}
