@@ -124,6 +124,13 @@ impl<'a> TensorInfo<'a> {
         Ok(())
     }
 
+    /// A tensor without a file.
+    #[cfg(test)]
+    pub(crate) fn for_test(ty: TensorType, row_length: usize, row_count: usize, data: &'a [u8]) -> Self {
+        let size = data.len() as u64;
+        TensorInfo { name: "", ty, row_length, row_count, dimension_count: 2, data, offset: 0, size }
+    }
+
     /// Where the data starts, in bytes from the start of the file's tensor data.
     pub fn offset(&self) -> u64 {
         self.offset

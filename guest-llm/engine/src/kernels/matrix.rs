@@ -138,18 +138,18 @@ impl<'i> Input<'i> {
     }
 }
 
-/// Quantises a block to -127..=127, rounding to nearest even; returns the scale.
+/// Quantises a block to -127..=127, rounding to nearest even; returns the scale, which is NaN or infinite if an element is.
 fn quantise(block: &[f32; Q8_BLOCK], quants: &mut [i8; Q8_BLOCK]) -> f32 {
     // 1.5 * 2^23: adding it rounds to an integer, found in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
-    let mut lanes = [0.0f32; 8];
+    // Magnitudes compare as their bits do, which keeps NaN: it is greater than all numbers.
+    let mut lanes = [0i32; 8];
     for values in block.as_chunks::<8>().0 {
         for (lane, value) in lanes.iter_mut().zip(values) {
-            let magnitude = value.abs();
-            *lane = if magnitude > *lane { magnitude } else { *lane };
+            *lane = (*lane).max((value.to_bits() & 0x7fff_ffff) as i32);
         }
     }
-    let greatest = lanes.iter().fold(0.0f32, |max, lane| if *lane > max { *lane } else { max });
+    let greatest = f32::from_bits(lanes.into_iter().fold(0, i32::max) as u32);
     // Smaller ones have no finite inverse; they do not matter beside anything else.
     let inverse = if greatest < 1e-30 { 0.0 } else { 127.0 / greatest };
     for (quant, value) in quants.iter_mut().zip(block) {
@@ -245,7 +245,8 @@ fn split_rows(rows: &[u8], row_bytes: usize) -> Option<[&[u8]; ROWS]> {
     (rest.len() == row_bytes).then_some([r0, r1, r2, rest])
 }
 
-fn gather_scales(rows: [&[u8]; ROWS], scales: &mut [[f32; ROWS]]) {
+/// Converts the scales of four rows, block by block.
+pub(super) fn gather_scales(rows: [&[u8]; ROWS], scales: &mut [[f32; ROWS]]) {
     let [r0, r1, r2, r3] = rows.map(|row| row.as_chunks::<Q8_BYTES>().0);
     for ((((s, b0), b1), b2), b3) in scales.iter_mut().zip(r0).zip(r1).zip(r2).zip(r3) {
         *s = [q8_scale(b0), q8_scale(b1), q8_scale(b2), q8_scale(b3)];

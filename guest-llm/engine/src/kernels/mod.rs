@@ -19,6 +19,8 @@ mod matrix;
 mod neon;
 #[allow(dead_code, reason = "compiled always, as the twin that SIMD variants are compared with")]
 mod portable;
+#[cfg(test)]
+mod tests;
 
 pub use elementwise::{add_assign, rms_norm, rope_rotate, scale, silu_mul, softmax_step};
 pub use kv_row::KvFormat;

@@ -113,8 +113,8 @@ fn dot_32(low: int8x16_t, high: int8x16_t, x: (int8x16_t, int8x16_t)) -> int32x4
 #[cfg(not(target_feature = "dotprod"))]
 #[inline]
 fn dot_32(low: int8x16_t, high: int8x16_t, x: (int8x16_t, int8x16_t)) -> int32x4_t {
-    // SAFETY: NEON is enabled for the whole build. No 16-bit lane overflows: activations are within -127..=127, and
-    // 2 * 128 * 127 < 2^15.
+    // SAFETY: NEON is enabled for the whole build. No 16-bit lane overflows: activations are within -127..=127 (or
+    // their scale is NaN), and 2 * 128 * 127 < 2^15.
     unsafe {
         let first =
             vmlal_s8(vmull_s8(vget_low_s8(low), vget_low_s8(x.0)), vget_low_s8(high), vget_low_s8(x.1));

@@ -28,7 +28,7 @@ impl<'a> Model<'a> {
     pub fn load(bytes: &'a [u8], limits: &Limits) -> Result<Self> {
         let mut budget = Budget::new(limits.memory_bytes);
         let gguf = Gguf::parse_within(bytes, limits, &mut budget)?;
-        let tokenizer = Tokenizer::load(&gguf, limits, &mut budget)?;
+        let tokenizer = Tokenizer::load_within(&gguf, limits, &mut budget)?;
         let hyperparameters = Hyperparameters::load(&gguf)?;
         let weights = Weights::load(&gguf, &hyperparameters, tokenizer.token_count(), &mut budget)?;
         Ok(Model { gguf, hyperparameters, weights, tokenizer, memory_bytes: budget.used() })

@@ -61,8 +61,15 @@ enum Fragment {
 }
 
 impl<'a> Tokenizer<'a> {
-    /// Reads and indexes the vocabulary.
-    pub(crate) fn load(gguf: &Gguf<'a>, limits: &Limits, budget: &mut Budget) -> Result<Self> {
+    /// Reads and indexes the vocabulary of a file, which needs no tensors for that.
+    ///
+    /// # Errors
+    /// Any [`Error`] about tokens, keys under `tokenizer.ggml` or `limits`.
+    pub fn load(gguf: &Gguf<'a>, limits: &Limits) -> Result<Self> {
+        Self::load_within(gguf, limits, &mut Budget::new(limits.memory_bytes))
+    }
+
+    pub(crate) fn load_within(gguf: &Gguf<'a>, limits: &Limits, budget: &mut Budget) -> Result<Self> {
         let model = gguf.str(MODEL)?.ok_or(Error::Key { key: MODEL.into(), fault: KeyFault::Missing })?;
         let is_spm = match model {
             "llama" => true,

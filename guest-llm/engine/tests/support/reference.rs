@@ -1,0 +1,226 @@
+//! A plain transformer in double precision, and random models to compare the engine on.
+
+use std::collections::BTreeMap;
+
+use super::{F32, File, Numbers, Q8_0, Tensor, Value, set_vocabulary, store};
+
+/// What a test model looks like.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub layers: usize,
+    pub width: usize,
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub key_length: usize,
+    pub value_length: usize,
+    pub rope_dimensions: usize,
+    /// Linear scaling of positions.
+    pub rope_factor: Option<f32>,
+    /// Whether the frequencies have divisors of their own (Llama 3).
+    pub rope_freqs: bool,
+    pub context: usize,
+    /// Formats of matrices, taken in turn.
+    pub types: Vec<u32>,
+    /// Whether the output matrix is the embedding.
+    pub tied: bool,
+}
+
+impl Shape {
+    pub fn tiny(types: &[u32]) -> Self {
+        Shape {
+            layers: 2,
+            width: 64,
+            hidden: 96,
+            heads: 4,
+            kv_heads: 2,
+            key_length: 16,
+            value_length: 16,
+            rope_dimensions: 16,
+            rope_factor: None,
+            rope_freqs: false,
+            context: 64,
+            types: types.to_vec(),
+            tied: true,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Weight {
+    ty: u32,
+    columns: usize,
+    values: Vec<f32>,
+}
+
+/// A random model: its file, and the values its tensors stand for.
+pub struct Random {
+    shape: Shape,
+    pub file: File,
+    weights: BTreeMap<String, Weight>,
+}
+
+const EPSILON: f32 = 1e-5;
+
+impl Random {
+    pub fn new(shape: &Shape, seed: u64) -> Self {
+        let mut file = File::new();
+        let tokens = set_vocabulary(&mut file);
+        let s = shape;
+        file.set("general.architecture", "llama");
+        for (key, value) in [
+            ("block_count", s.layers),
+            ("context_length", s.context),
+            ("embedding_length", s.width),
+            ("feed_forward_length", s.hidden),
+            ("attention.head_count", s.heads),
+            ("attention.head_count_kv", s.kv_heads),
+            ("attention.key_length", s.key_length),
+            ("attention.value_length", s.value_length),
+            ("rope.dimension_count", s.rope_dimensions),
+        ] {
+            file.set(&format!("llama.{key}"), Value::U32(value as u32));
+        }
+        file.set("llama.attention.layer_norm_rms_epsilon", Value::F32(EPSILON));
+        if let Some(factor) = s.rope_factor {
+            file.set("llama.rope.scaling.type", "linear");
+            file.set("llama.rope.scaling.factor", Value::F32(factor));
+        }
+        let mut random = Random { shape: shape.clone(), file, weights: BTreeMap::new() };
+        let mut numbers = Numbers(seed);
+        let mut matrix = 0;
+        let mut add = |name: &str, columns: usize, rows: usize| {
+            let is_vector = rows == 1;
+            let ty = if is_vector { F32 } else { s.types[matrix % s.types.len()] };
+            matrix += usize::from(!is_vector);
+            let scale = if name == "token_embd.weight" { 1.0 } else { 2.0 / (columns as f32).sqrt() };
+            let value = |n: f32| if is_vector { 1.0 + 0.3 * n } else { scale * n };
+            let values: Vec<f32> = (0..columns * rows).map(|_| value(numbers.next())).collect();
+            let (data, values) = store(ty, &values);
+            let dimensions = if is_vector { vec![columns as u64] } else { vec![columns as u64, rows as u64] };
+            random.file.tensors.push(Tensor { name: name.into(), dimensions, ty, data, offset: None });
+            random.weights.insert(name.into(), Weight { ty, columns, values });
+        };
+        add("token_embd.weight", s.width, tokens);
+        for layer in 0..s.layers {
+            let mut add =
+                |part: &str, columns, rows| add(&format!("blk.{layer}.{part}.weight"), columns, rows);
+            add("attn_norm", s.width, 1);
+            add("attn_q", s.width, s.heads * s.key_length);
+            add("attn_k", s.width, s.kv_heads * s.key_length);
+            add("attn_v", s.width, s.kv_heads * s.value_length);
+            add("attn_output", s.heads * s.value_length, s.width);
+            add("ffn_norm", s.width, 1);
+            add("ffn_gate", s.width, s.hidden);
+            add("ffn_up", s.width, s.hidden);
+            add("ffn_down", s.hidden, s.width);
+        }
+        add("output_norm.weight", s.width, 1);
+        if !s.tied {
+            add("output.weight", s.width, tokens);
+        }
+        if s.rope_freqs {
+            add("rope_freqs.weight", s.rope_dimensions / 2, 1);
+        }
+        random
+    }
+
+    /// Logits after each of `tokens`.
+    pub fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+        let s = &self.shape;
+        let (mut keys, mut values) = (vec![Vec::new(); s.layers], vec![Vec::new(); s.layers]);
+        let mut all = Vec::new();
+        for (position, token) in tokens.iter().enumerate() {
+            let embedding = &self.weights["token_embd.weight"];
+            let mut x: Vec<f64> = embedding.values[*token as usize * s.width..][..s.width]
+                .iter()
+                .map(|v| f64::from(*v))
+                .collect();
+            for layer in 0..s.layers {
+                let name = |part: &str| format!("blk.{layer}.{part}.weight");
+                let h = self.norm(&x, &name("attn_norm"));
+                let mut q = self.multiply(&name("attn_q"), &h);
+                let mut k = self.multiply(&name("attn_k"), &h);
+                self.rotate(&mut q, position);
+                self.rotate(&mut k, position);
+                keys[layer].push(k);
+                values[layer].push(self.multiply(&name("attn_v"), &h));
+                let attended = self.attend(&q, &keys[layer], &values[layer]);
+                add(&mut x, &self.multiply(&name("attn_output"), &attended));
+                let h = self.norm(&x, &name("ffn_norm"));
+                let gate = self.multiply(&name("ffn_gate"), &h);
+                let up = self.multiply(&name("ffn_up"), &h);
+                let gated: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                add(&mut x, &self.multiply(&name("ffn_down"), &gated));
+            }
+            let h = self.norm(&x, "output_norm.weight");
+            all.push(self.multiply(if s.tied { "token_embd.weight" } else { "output.weight" }, &h));
+        }
+        all
+    }
+
+    fn norm(&self, x: &[f64], name: &str) -> Vec<f64> {
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        let factor = 1.0 / (mean + f64::from(EPSILON)).sqrt();
+        x.iter().zip(&self.weights[name].values).map(|(x, w)| x * factor * f64::from(*w)).collect()
+    }
+
+    fn multiply(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let weight = &self.weights[name];
+        assert_eq!(weight.columns, x.len());
+        let quantised = quantise(x);
+        let x = if weight.ty == Q8_0 { &quantised } else { x };
+        let dot = |row: &[f32]| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
+        weight.values.chunks_exact(weight.columns).map(dot).collect()
+    }
+
+    fn rotate(&self, x: &mut [f64], position: usize) {
+        let s = &self.shape;
+        for head in x.chunks_exact_mut(s.key_length) {
+            for i in 0..s.rope_dimensions / 2 {
+                let exponent = -2.0 * i as f64 / s.rope_dimensions as f64;
+                let mut angle = position as f64 * 10000f64.powf(exponent);
+                angle /= f64::from(s.rope_factor.unwrap_or(1.0));
+                if s.rope_freqs {
+                    angle /= f64::from(self.weights["rope_freqs.weight"].values[i]);
+                }
+                let (a, b) = (head[2 * i], head[2 * i + 1]);
+                head[2 * i] = a * angle.cos() - b * angle.sin();
+                head[2 * i + 1] = a * angle.sin() + b * angle.cos();
+            }
+        }
+    }
+
+    fn attend(&self, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+        let s = &self.shape;
+        let mut out = Vec::new();
+        for (head, q) in q.chunks_exact(s.key_length).enumerate() {
+            let kv = head / (s.heads / s.kv_heads);
+            let score = |k: &Vec<f64>| {
+                let k = &k[kv * s.key_length..][..s.key_length];
+                q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (s.key_length as f64).sqrt()
+            };
+            let weights: Vec<f64> = keys.iter().map(|k| score(k).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            out.extend((0..s.value_length).map(|i| {
+                let terms = weights.iter().zip(values).map(|(w, v)| w * v[kv * s.value_length + i]);
+                terms.sum::<f64>() / total
+            }));
+        }
+        out
+    }
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// Rounds activations as the engine does before multiplying them with Q8_0 weights.
+fn quantise(x: &[f64]) -> Vec<f64> {
+    let block = |block: &[f64]| {
+        let scale = block.iter().fold(0.0f64, |max, x| max.max(x.abs())) / 127.0;
+        let quant = |x: &f64| if scale == 0.0 { 0.0 } else { (x / scale).round() * scale };
+        block.iter().map(quant).collect::<Vec<_>>()
+    };
+    x.chunks(32).flat_map(block).collect()
+}

@@ -1,0 +1,152 @@
+//! The transformer against a plain one in double precision, and against itself in other batches.
+
+mod support;
+
+use flexserve_engine::{Error, Flow, KvFormat, Limits, Model, Session, SessionConfig};
+use support::reference::{Random, Shape};
+use support::{F16, F32, Q8_0};
+
+/// Tokens that end in the middle of a chunk of keys and values.
+fn tokens(count: usize) -> Vec<u32> {
+    (0..count).map(|i| 1 + (i * i * 37 + i * 11) as u32 % 270).collect()
+}
+
+fn logits(model: &Model<'_>, tokens: &[u32], batch: usize, kv: KvFormat) -> Vec<f32> {
+    let config = SessionConfig { batch, kv, ..SessionConfig::for_model(model) };
+    let mut session = Session::new(model, &config).unwrap();
+    assert_eq!(session.prefill(tokens, &mut |_, _| Flow::Continue), Ok(Flow::Continue));
+    assert_eq!(session.position(), tokens.len());
+    session.logits().to_vec()
+}
+
+/// Largest difference, relative to the spread of the expected values.
+fn difference(logits: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(logits.len(), expected.len());
+    let spread = (expected.iter().map(|e| e * e).sum::<f64>() / expected.len() as f64).sqrt();
+    let worst = logits.iter().zip(expected).map(|(l, e)| (f64::from(*l) - e).abs()).fold(0.0, f64::max);
+    worst / spread
+}
+
+fn compare(shape: &Shape, tolerance: f64) {
+    let random = Random::new(shape, 42);
+    let file = random.file.bytes();
+    let model = Model::load(&file, &Limits::default()).unwrap();
+    let tokens = tokens(37);
+    let expected = random.logits(&tokens);
+    let config = SessionConfig { kv: KvFormat::F32, ..SessionConfig::for_model(&model) };
+    let mut session = Session::new(&model, &config).unwrap();
+    for (token, expected) in tokens.iter().zip(&expected) {
+        session.decode(*token).unwrap();
+        let difference = difference(session.logits(), expected);
+        assert!(difference < tolerance, "{difference} with {shape:?}");
+    }
+}
+
+#[test]
+fn every_weight_format_gives_the_reference_logits() {
+    compare(&Shape::tiny(&[F32]), 1e-4);
+    compare(&Shape::tiny(&[F16]), 1e-4);
+    compare(&Shape::tiny(&[Q8_0]), 3e-2); // rounding of activations may go the other way
+    compare(&Shape::tiny(&[Q8_0, F16, F32, Q8_0, F32]), 3e-2);
+}
+
+#[test]
+fn every_shape_gives_the_reference_logits() {
+    let tiny = Shape::tiny(&[F32]);
+    let shapes = [
+        Shape { kv_heads: 4, ..tiny.clone() },
+        Shape { kv_heads: 1, ..tiny.clone() },
+        Shape { heads: 1, kv_heads: 1, ..tiny.clone() },
+        Shape { tied: false, ..tiny.clone() },
+        Shape { rope_dimensions: 8, ..tiny.clone() },
+        Shape { rope_freqs: true, ..tiny.clone() },
+        Shape { rope_factor: Some(4.0), ..tiny.clone() },
+        Shape { key_length: 24, rope_dimensions: 24, value_length: 8, ..tiny.clone() },
+        Shape { width: 60, hidden: 50, key_length: 10, rope_dimensions: 10, value_length: 7, ..tiny.clone() },
+        Shape { layers: 1, ..tiny.clone() },
+        Shape { layers: 5, ..tiny },
+    ];
+    for shape in &shapes {
+        compare(shape, 1e-4);
+    }
+}
+
+#[test]
+fn the_batch_makes_no_difference_to_any_bit() {
+    for types in [&[Q8_0][..], &[F16], &[F32], &[F16, Q8_0]] {
+        let file = Random::new(&Shape::tiny(types), 7).file.bytes();
+        let model = Model::load(&file, &Limits::default()).unwrap();
+        for kv in [KvFormat::F32, KvFormat::F16] {
+            let tokens = tokens(50);
+            let expected = logits(&model, &tokens, 1, kv);
+            for batch in [3, 16, 49, 1000] {
+                let logits = logits(&model, &tokens, batch, kv);
+                assert!(logits.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{batch}");
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_keys_and_values_differ_little() {
+    let random = Random::new(&Shape::tiny(&[F32]), 9);
+    let file = random.file.bytes();
+    let model = Model::load(&file, &Limits::default()).unwrap();
+    let tokens = tokens(40);
+    let expected = random.logits(&tokens);
+    let found = difference(&logits(&model, &tokens, 8, KvFormat::F16), expected.last().unwrap());
+    assert!(found > 1e-5, "half precision is not used at all: {found}");
+    assert!(found < 1e-2, "{found}");
+}
+
+#[test]
+fn a_session_keeps_to_its_context_and_vocabulary() {
+    let file = Random::new(&Shape::tiny(&[Q8_0]), 1).file.bytes();
+    let model = Model::load(&file, &Limits::default()).unwrap();
+    let config = SessionConfig { context: 20, batch: 8, ..SessionConfig::for_model(&model) };
+    let mut session = Session::new(&model, &config).unwrap();
+    assert!(session.logits().is_empty());
+    let go_on = &mut |_, _| Flow::Continue;
+    assert_eq!(session.prefill(&tokens(21), go_on), Err(Error::ContextFull { tokens: 21, left: 20 }));
+    assert_eq!(session.prefill(&[1, 271], go_on), Err(Error::UnknownToken(271)));
+    assert_eq!(session.position(), 0);
+    let mut progress = Vec::new();
+    let flow = session.prefill(&tokens(20), &mut |done, total| {
+        progress.push((done, total));
+        if done == 16 { Flow::Stop } else { Flow::Continue }
+    });
+    assert_eq!((flow, session.position()), (Ok(Flow::Stop), 16));
+    assert_eq!(progress, [(8, 20), (16, 20)]);
+    session.prefill(&tokens(20)[16..], go_on).unwrap();
+    assert_eq!(session.decode(1), Err(Error::ContextFull { tokens: 1, left: 0 }));
+
+    let whole = session.logits().to_vec();
+    session.reset();
+    assert!(session.logits().is_empty());
+    session.prefill(&tokens(20), go_on).unwrap();
+    assert_eq!(session.logits(), whole);
+
+    for (context, batch) in [(0, 1), (65, 1), (20, 0)] {
+        let config = SessionConfig { context, batch, ..config.clone() };
+        assert!(matches!(Session::new(&model, &config), Err(Error::Parameter { .. })));
+    }
+}
+
+#[test]
+fn broken_weights_are_reported_and_do_no_harm() {
+    // NaN and infinite scales, the most negative quants.
+    for bits in [0x7e00u16, 0x7c00, 0xfc00] {
+        let mut random = Random::new(&Shape::tiny(&[Q8_0]), 3);
+        for tensor in random.file.tensors.iter_mut().filter(|tensor| tensor.ty == Q8_0) {
+            for block in tensor.data.chunks_exact_mut(34).step_by(5) {
+                block.fill(0x80);
+                block[..2].copy_from_slice(&bits.to_le_bytes());
+            }
+        }
+        let file = random.file.bytes();
+        let model = Model::load(&file, &Limits::default()).unwrap();
+        let logits = logits(&model, &tokens(20), 8, KvFormat::F16);
+        let mut sampler = flexserve_engine::Sampler::new(&Default::default(), logits.len()).unwrap();
+        assert_eq!(sampler.sample(&logits), Err(Error::Logits));
+    }
+}
