@@ -4,7 +4,7 @@
 //! Response: FFA_MSG_SEND_DIRECT_RESP (64-bit), x1 = SERVICE_ID << 16 | sender, x2 = 0, x3 = status (0, or an FF-A
 //! error code sign-extended to 64 bits), x4-x7 = results. On [`crate::ffa::error::NO_MEMORY`] x4 says how many table
 //! pages to give with [`op::TABLES_GIVE`] before the call is repeated. On other errors x4 says what offended: a
-//! physical address, an IPA, a region index, or 0.
+//! physical address, an IPA, a region index, a partition id, or 0.
 //!
 //! Lists travel in the caller's TX buffer as an array of [`PageRange`]; the hypervisor copies it once. Results that
 //! do not fit registers are written to the caller's RX buffer, which stays owned by the caller until

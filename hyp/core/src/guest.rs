@@ -45,8 +45,10 @@ impl Hypervisor {
         host: &mut [u64; 18],
     ) -> Next {
         let Self { partitions, memory, .. } = self;
-        let Some(partition) = partitions.get_mut(slot.index()).and_then(Option::as_mut) else {
-            ffa::put(host, ffa::failure(INVALID_PARAMETERS));
+        let found = partitions.get_mut(slot.index()).and_then(Option::as_mut);
+        let Some(partition) = found.filter(|partition| partition.is_vcpu_inside(vcpu)) else {
+            // Nobody entered it.
+            ffa::put(host, ffa::failure(DENIED));
             return Next::Host;
         };
         if partition.end().is_some() {
@@ -64,11 +66,13 @@ impl Hypervisor {
             Step::Off(answer) => (Vcpu::Off, answer),
             Step::End(end) => {
                 partition.end_with(end);
-                partition.kick(platform);
                 (Vcpu::Off, ffa::ended(partition, vcpu))
             }
         };
         partition.come_out(vcpu, state, platform.ticks());
+        if partition.end().is_some() {
+            partition.kick(platform);
+        }
         ffa::put(host, answer);
         Next::Host
     }
@@ -230,7 +234,7 @@ impl<P: Platform> Call<'_, P> {
             },
             op::EXIT => return Err(End::Finished(first)),
             op::PANIC => return Err(End::Crashed([crash::PANIC, first, second])),
-            op::TABLES_GIVE..=op::STATS => refuse(DENIED, 0),
+            op::TABLES_GIVE | op::TABLES_RECALL | op::CREATE..=op::STATS => refuse(DENIED, 0),
             _ => refuse(NOT_SUPPORTED, 0),
         })
     }

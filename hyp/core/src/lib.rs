@@ -28,7 +28,7 @@
 //! - Every entry is preceded by a look at [`Platform::kick`]'s flag, or the kick is an interrupt that stays pending.
 //! - [`Outcome::Shutdown`]: release the lock, wait (bounded) until [`Hypervisor::vcpus_inside`] is false, then call
 //!   [`Hypervisor::scrub_for_reset`] and forward the call.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 mod ffa;
@@ -38,6 +38,8 @@ mod manifest;
 mod partition;
 mod psci;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use hyp_abi::service::{MAX_PARTITIONS, MAX_RANGES};
 use partition::Partition;
@@ -217,6 +219,11 @@ impl Hypervisor {
         self.counters.host_exits += 1;
         self.counters.refused_calls += 1;
         regs[0] = psci::code::NOT_SUPPORTED;
+    }
+
+    /// Counts an exit of the host that needs no policy (a trapped register).
+    pub fn count_host_exit(&mut self) {
+        self.counters.host_exits += 1;
     }
 
     /// Decides about a stage-2 abort of the host at `ipa`. Counts one exit of the host, and the blocked access.

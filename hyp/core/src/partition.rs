@@ -136,6 +136,11 @@ impl Partition {
         self.vcpus.iter().any(|vcpu| matches!(vcpu, Vcpu::Inside { .. }))
     }
 
+    /// Whether this vCPU is inside.
+    pub(crate) fn is_vcpu_inside(&self, vcpu: usize) -> bool {
+        matches!(self.vcpus.get(vcpu), Some(Vcpu::Inside { .. }))
+    }
+
     /// Asks every CPU that runs one of its vCPUs to come out.
     pub(crate) fn kick(&self, platform: &mut impl Platform) {
         for vcpu in &self.vcpus {

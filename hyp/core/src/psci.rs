@@ -9,8 +9,9 @@ pub(crate) const PSCI_VERSION_1_1: u64 = 0x0001_0001;
 pub(crate) const SMCCC_VERSION_1_2: u64 = 0x0001_0002;
 /// MIGRATE_INFO_TYPE: no trusted OS, or one that needs no migration.
 const MIGRATION_NOT_REQUIRED: u64 = 2;
-/// Bit of CPU_SUSPEND's power_state (original format): the state loses context.
-const POWER_DOWN: u64 = 1 << 16;
+/// Bits of CPU_SUSPEND's power_state that a standby state has (original format): power level and state id. Bit 16 asks for
+/// power-down; in the extended format bit 30 does.
+const STANDBY_BITS: u64 = 0x0300_FFFF;
 
 /// Return codes, sign-extended as they travel in x0.
 pub(crate) mod code {
@@ -93,6 +94,7 @@ impl Hypervisor {
                 *register &= u64::from(u32::MAX);
             }
         }
+        regs[0] = u64::from(function);
         let [_, first, second, third, ..] = *regs;
         let result = match function {
             id::SMCCC_VERSION => SMCCC_VERSION_1_2,
@@ -101,8 +103,9 @@ impl Hypervisor {
             id::FEATURES => present(is_feature(first as u32)),
             id::MIGRATE_INFO_TYPE => MIGRATION_NOT_REQUIRED,
             id::CPU_SUSPEND_32 | id::CPU_SUSPEND_64 => {
-                // A power-down state would resume at the host's own address, at EL2.
-                if first & POWER_DOWN == 0 {
+                // A power-down state would resume at the host's own address, at EL2. Standby has no entry point.
+                if first & !STANDBY_BITS == 0 {
+                    (regs[2], regs[3]) = (0, 0);
                     return Outcome::Firmware;
                 }
                 code::INVALID_PARAMETERS

@@ -1,0 +1,374 @@
+//! Seeded random calls of a hostile host and hostile partitions, with invariants between them.
+
+use super::*;
+use crate::partition::Vcpu;
+use hyp_abi::ffa::error;
+use stage2::{HOST_VMID, Ipa};
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 16) % n
+    }
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+struct Fuzz {
+    world: World,
+    random: Random,
+    /// (id, vCPU) that the arch layer has on a CPU.
+    inside: Vec<(u64, u64)>,
+    /// How often each interesting thing happened: the test means nothing if one never does.
+    reached: std::collections::BTreeMap<&'static str, u64>,
+}
+
+impl Fuzz {
+    fn new(seed: u64) -> Self {
+        let world = World::new();
+        Self { world, random: Random(seed), inside: Vec::new(), reached: std::collections::BTreeMap::new() }
+    }
+
+    fn note(&mut self, what: &'static str) {
+        *self.reached.entry(what).or_default() += 1;
+    }
+
+    fn id(&mut self) -> u64 {
+        if self.random.one_in(16) { self.random.next() & 0x8_001F } else { 0x8002 + self.random.below(4) }
+    }
+
+    fn ipa(&mut self) -> u64 {
+        let (base, pages) = match self.random.below(40) {
+            0 => (self.random.pick(&[0, 1 << 40, u64::MAX << 12]), 1),
+            1..=6 => (IMAGE, 64),
+            7..=9 => (DATA, 16),
+            10..=12 => (MODEL, 64),
+            13..=30 => (HEAP, 2048),
+            _ => (SESSION, 8),
+        };
+        let offset =
+            if self.random.one_in(30) { self.random.below(9000) } else { self.random.below(pages) * PAGE };
+        base.wrapping_add(offset)
+    }
+
+    fn pa(&mut self) -> u64 {
+        match self.random.below(24) {
+            0 => self.random.pick(&[
+                TX,
+                RX,
+                DEVICE,
+                HYPERVISOR,
+                ABSENT,
+                RAM + RAM_SIZE - PAGE,
+                1 << 40,
+                u64::MAX << 12,
+            ]),
+            1 => self.random.next(),
+            _ => PAGES + self.random.below(4096) * PAGE,
+        }
+    }
+
+    fn count(&mut self) -> u64 {
+        match self.random.below(24) {
+            0 => self.random.pick(&[0, 255, 256, 257, 512, 513, 1 << 32, u64::MAX]),
+            _ => 1 + self.random.below(4),
+        }
+    }
+
+    fn word(&mut self) -> u64 {
+        match self.random.below(8) {
+            0 => self.id(),
+            1 => self.ipa(),
+            2 => self.pa(),
+            3 => self.random.next(),
+            4 => self.id() << 16 | self.random.below(3),
+            5 => u64::from(abi::SERVICE_ID),
+            _ => self.count(),
+        }
+    }
+
+    /// What lies in TX: mostly what the operation wants, else something broken, or noise.
+    fn fill_tx(&mut self, operation: u64) {
+        let bytes = match self.random.below(16) {
+            0 => (0..4096).map(|_| self.random.next() as u8).collect(),
+            _ if operation == op::CREATE => {
+                let mut manifest = manifest();
+                if self.random.one_in(8) {
+                    let at = self.random.below(432) as usize;
+                    manifest.as_mut_bytes()[at] ^= self.random.next() as u8;
+                }
+                manifest.as_bytes().to_vec()
+            }
+            _ => {
+                let list: Vec<_> = (0..4).map(|_| (self.pa(), self.count())).collect();
+                list_bytes(&list)
+            }
+        };
+        // RXTX_MAP may have moved the buffer.
+        if let Some(mailbox) = self.world.hyp.mailbox {
+            self.world.platform.machine.write_page(mailbox.tx, &page(&bytes));
+        }
+    }
+
+    fn host_call(&mut self) {
+        let functions = [
+            abi::VERSION,
+            abi::FEATURES,
+            abi::ID_GET,
+            abi::SPM_ID_GET,
+            abi::RXTX_MAP_32,
+            abi::RXTX_MAP_64,
+            abi::RXTX_UNMAP,
+            abi::PARTITION_INFO_GET,
+            abi::MSG_WAIT,
+            abi::YIELD,
+            0x8400_0003,
+            0xC400_0003,
+            0x8400_0001,
+            0x8400_0053,
+            0x8400_0004,
+            0x8400_0071,
+        ];
+        let mut words: [u64; 8] = std::array::from_fn(|_| self.word());
+        match self.random.below(32) {
+            0 => words[0] = self.random.next(),
+            1 => words[0] = self.random.pick(&functions).into(),
+            2 | 3 => words[..2].copy_from_slice(&[abi::RX_RELEASE.into(), 0]),
+            4..=9 => words[..2].copy_from_slice(&[abi::RUN.into(), self.id() << 16 | self.random.below(2)]),
+            10 if self.random.one_in(4) => {
+                // The buffers come back where they were, or somewhere else.
+                let tx = if self.random.one_in(2) { TX } else { self.pa() };
+                words[..4].copy_from_slice(&[abi::RXTX_MAP_64.into(), tx, tx ^ PAGE, 1]);
+            }
+            10 => words[..4].copy_from_slice(&[abi::RXTX_MAP_64.into(), TX, RX, 1]),
+            _ => {
+                let operation = match self.random.below(64) {
+                    0 => self.random.next() & 0xff,
+                    1 => op::DESTROY,
+                    2 if self.random.one_in(2) => op::STOP,
+                    3..=6 => op::CREATE,
+                    7..=10 => op::MEASURE,
+                    11..=14 => op::START,
+                    15..=18 => op::RECALL,
+                    19..=20 => op::STATS,
+                    21 => op::TABLES_GIVE,
+                    22 => op::TABLES_RECALL,
+                    _ => op::GIVE,
+                };
+                self.fill_tx(operation);
+                let arguments = match operation {
+                    op::CREATE => [432, 0, 0, 0],
+                    op::GIVE | op::RECALL => [self.id(), self.ipa(), self.count(), 0],
+                    op::TABLES_GIVE | op::TABLES_RECALL => [self.count(), 0, 0, 0],
+                    _ => [self.id(), self.word(), self.word(), self.word()],
+                };
+                words =
+                    [abi::MSG_SEND_DIRECT_REQ_64.into(), abi::SERVICE_ID.into(), 0, operation, 0, 0, 0, 0];
+                words[4..].copy_from_slice(&arguments);
+                if self.random.one_in(16) {
+                    let at = self.random.below(8) as usize;
+                    words[at] = self.word();
+                }
+            }
+        }
+        // A reset ends the machine: that has its own test.
+        if matches!(words[0] as u32, 0x8400_0008 | 0x8400_0009 | 0x8400_0012 | 0xC400_0012) {
+            return;
+        }
+        let (regs, outcome) = self.world.smc(&words);
+        match outcome {
+            Outcome::Enter { slot, vcpu } => {
+                self.note("entered");
+                let id = u64::from(abi::PARTITION_ID_BASE) + slot.index() as u64;
+                assert!(!self.inside.contains(&(id, vcpu as u64)), "entered twice");
+                self.inside.push((id, vcpu as u64));
+            }
+            Outcome::CpuOn { entry, .. } => {
+                let state = self.world.hyp.memory().host_state(&self.world.platform, Pa(entry));
+                assert!(matches!(state, PageState::HostOwned | PageState::HostPinned));
+            }
+            Outcome::Shutdown => panic!("nobody asked"),
+            Outcome::Firmware | Outcome::Return => (),
+        }
+        if regs[0] == u64::from(abi::MSG_SEND_DIRECT_RESP_64) {
+            match (words[3], regs[3] as i32) {
+                (op::GIVE, 0) => self.note("given"),
+                (op::GIVE, _) => self.note("give refused"),
+                (op::RECALL, 0) => self.note("recalled"),
+                (op::MEASURE, 0) => self.note("measured"),
+                (op::START, 0) => self.note("started"),
+                (op::CREATE, 0) => self.note("created"),
+                (op::DESTROY, 0) => self.note("destroyed"),
+                (op::TABLES_RECALL, 0) => self.note("tables recalled"),
+                (op::STOP, error::BUSY) => self.note("stop busy"),
+                _ => (),
+            }
+        }
+    }
+
+    fn vcpu_exits(&mut self) {
+        let Some(index) = (!self.inside.is_empty()).then(|| self.random.below(self.inside.len() as u64))
+        else {
+            return;
+        };
+        let (id, vcpu) = self.inside[index as usize];
+        let mut words: [u64; 8] = std::array::from_fn(|_| self.word());
+        let exit = match self.random.below(64) {
+            0 => Exit::Undefined { class: self.random.below(64) },
+            1 => Exit::SError,
+            2 => Exit::Abort { ipa: self.ipa(), write: self.random.one_in(2), fetch: self.random.one_in(2) },
+            3..=9 => Exit::Interrupt,
+            10..=13 => Exit::WaitForInterrupt { deadline: self.random.one_in(2).then(|| self.random.next()) },
+            _ => {
+                match self.random.below(8) {
+                    0 => words[0] = self.random.next(),
+                    1 => words[0] = u64::from(0x8400_0060 + self.random.below(64) as u32),
+                    2 => words[..3].copy_from_slice(&[0xC400_0003, self.random.below(3), IMAGE]),
+                    _ => {
+                        let operation = match self.random.below(32) {
+                            0 => self.random.pick(&[op::EXIT, op::PANIC]),
+                            1..=14 => op::SHARE,
+                            15..=24 => op::UNSHARE,
+                            _ => self.random.pick(&[op::REGION, op::INFO, op::GIVE]),
+                        };
+                        let route = id << 16 | u64::from(abi::SERVICE_ID);
+                        words[..4].copy_from_slice(&[
+                            abi::MSG_SEND_DIRECT_REQ_64.into(),
+                            route,
+                            0,
+                            operation,
+                        ]);
+                        words[4] = if self.random.one_in(4) {
+                            self.word()
+                        } else {
+                            SESSION + self.random.below(8) * PAGE
+                        };
+                    }
+                }
+                Exit::Call
+            }
+        };
+        let shared = self.world.hyp.memory().counters().pages_shared;
+        let (next, _, host) = self.world.exit(id, vcpu, exit, &words);
+        if self.world.hyp.memory().counters().pages_shared > shared {
+            self.note("shared");
+        }
+        if next == Next::Host {
+            self.inside.swap_remove(index as usize);
+            match (host[0] as u32, host[4]) {
+                (abi::ERROR, 4) => self.note("finished"),
+                (abi::ERROR, 5) => self.note("crashed"),
+                (abi::ERROR, 6) => self.note("stopped"),
+                _ => (),
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        let World { hyp, platform } = &mut self.world;
+        let (mut inside, mut owned) = (Vec::new(), std::collections::BTreeSet::new());
+        for partition in hyp.partitions.iter().flatten() {
+            let id = u64::from(partition.id());
+            let running = |v: &(usize, &Vcpu)| matches!(v.1, Vcpu::Inside { .. });
+            inside.extend(partition.vcpus.iter().enumerate().filter(running).map(|(v, _)| (id, v as u64)));
+            if partition.pages_recalled == 0 || !matches!(partition.state, crate::partition::State::Dying(_))
+            {
+                let given: u64 = partition.given.iter().sum();
+                assert_eq!(given, hyp.memory.partition_page_count(partition.slot));
+            }
+            // Every page lies where the manifest has a region, and is nobody else's.
+            let mut from = Ipa(0);
+            while let Some(page) = hyp.memory.next_partition_page(platform, partition.slot, from) {
+                assert!(crate::manifest::region_of(&partition.manifest, page.ipa.0).is_some());
+                let readable = platform.machine.read(1, HOST_VMID, Ipa(page.pa.0), true).is_some();
+                assert_eq!(readable, page.shared, "{page:x?}");
+                assert!(owned.insert(page.pa), "{page:x?} has two owners");
+                from = Ipa(page.ipa.0 + PAGE);
+            }
+        }
+        inside.sort();
+        self.inside.sort();
+        assert_eq!(inside, self.inside);
+        if let Some(mailbox) = hyp.mailbox {
+            for page in [mailbox.tx, mailbox.rx] {
+                assert_eq!(hyp.memory.host_state(platform, page), PageState::HostPinned);
+            }
+        }
+    }
+
+    /// Everything back to the host: nothing is lost.
+    fn finish(mut self) -> std::collections::BTreeMap<&'static str, u64> {
+        for (id, vcpu) in std::mem::take(&mut self.inside) {
+            self.world.exit(id, vcpu, Exit::Interrupt, &[]);
+        }
+        for id in 0x8002..0x8012 {
+            while matches!(self.world.request(op::DESTROY, &[id]), (0, [left, ..]) if left > 0) {}
+        }
+        self.world.ffa(&[abi::RXTX_UNMAP.into(), 0]);
+        // The old buffers may be anybody's by now; these were never named.
+        self.world.ffa(&[abi::RXTX_MAP_64.into(), RAM + 0x3000_0000, RAM + 0x3000_1000, 1]);
+        while self.world.ok(op::TABLES_RECALL, &[512])[1] > 0 {
+            assert_eq!(self.world.ffa(&[abi::RX_RELEASE.into()])[0], abi::SUCCESS_32.into());
+        }
+        assert_eq!(self.world.census(), World::new().census());
+        assert_eq!(self.world.hyp.memory().census().leaves_1g, World::new().hyp.memory().census().leaves_1g);
+        self.reached
+    }
+}
+
+fn run(seed: u64, steps: u64) -> std::collections::BTreeMap<&'static str, u64> {
+    let mut fuzz = Fuzz::new(seed);
+    for step in 0..steps {
+        if fuzz.random.one_in(3) {
+            fuzz.vcpu_exits();
+        } else {
+            fuzz.host_call();
+        }
+        if step % 256 == 0 {
+            fuzz.check();
+        }
+    }
+    fuzz.check();
+    fuzz.finish()
+}
+
+#[test]
+fn random_calls_break_nothing() {
+    let mut reached = std::collections::BTreeMap::new();
+    for seed in 1..=8 {
+        for (what, count) in run(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed), 13_000) {
+            *reached.entry(what).or_insert(0) += count;
+        }
+    }
+    for what in [
+        "entered",
+        "given",
+        "give refused",
+        "recalled",
+        "measured",
+        "started",
+        "created",
+        "destroyed",
+        "shared",
+        "finished",
+        "crashed",
+        "stopped",
+        "stop busy",
+        "tables recalled",
+    ] {
+        let count = reached.get(what).copied().unwrap_or(0);
+        assert!(count >= 5, "{what} happened {count} times: {reached:?}");
+    }
+}

@@ -1,0 +1,116 @@
+//! Each fault knob: the attack is blocked while the defence is on and succeeds when it is off.
+
+use super::*;
+use crate::knob;
+use hyp_abi::ffa::error::*;
+use stage2::Ipa;
+
+fn turn(world: &mut World, number: u64, on: u64) {
+    assert_eq!(world.request(op::KNOB, &[number, on]), (0, [0; 4]), "{number:#x}");
+}
+
+/// The attack's success, with the defence on, off, and on again.
+fn blocked_unless_skipped(number: u64, attack: fn(&mut World) -> bool) {
+    assert!(!attack(&mut World::new()), "blocked");
+    let mut world = World::new();
+    turn(&mut world, number, 1);
+    assert!(attack(&mut world), "succeeds without its defence");
+    let mut world = World::new();
+    turn(&mut world, number, 1);
+    turn(&mut world, number, 0);
+    assert!(!attack(&mut world), "blocked again");
+}
+
+#[test]
+fn the_numbers_are_stable_and_closed() {
+    let mut world = World::new();
+    assert_eq!(world.ok(op::INFO, &[])[1], hyp_abi::service::INFO_FAULT_KNOBS);
+    for number in 0..0x200u64 {
+        let known = number < 12 || (0x40..0x45).contains(&number);
+        if number != knob::PANIC {
+            let expected = if known { (0, [0; 4]) } else { (INVALID_PARAMETERS, [number, 0, 0, 0]) };
+            assert_eq!(world.request(op::KNOB, &[number, 0]), expected, "{number:#x}");
+        }
+    }
+    assert_eq!(world.request(op::KNOB, &[knob::RECALL_STATE, 2]), (INVALID_PARAMETERS, [2, 0, 0, 0]));
+    assert_eq!(world.request(op::KNOB, &[u64::MAX, 1]).0, INVALID_PARAMETERS);
+    assert_eq!(stage2::Knob::SkipBreak as u64, 11);
+    assert_eq!(knob::stage2_knob(10), Some(stage2::Knob::SkipScrubAll));
+}
+
+#[test]
+#[should_panic(expected = "fault knob PANIC")]
+fn panics_on_demand() {
+    World::new().request(op::KNOB, &[knob::PANIC, 1]);
+}
+
+#[test]
+fn mailbox_in_hypervisor_memory() {
+    blocked_unless_skipped(knob::RXTX_OWNERSHIP, |world| {
+        world.ffa(&[abi::RXTX_UNMAP.into(), 0]);
+        let mapped = world.ffa(&[abi::RXTX_MAP_64.into(), TX, HYPERVISOR + 0x1F_F000, 1])[0];
+        mapped == u64::from(abi::SUCCESS_32)
+    });
+}
+
+#[test]
+fn cpu_on_into_a_partition() {
+    blocked_unless_skipped(knob::CPU_ON_ENTRY, |world| {
+        world.populated();
+        let (_, outcome) = world.smc(&[0xC400_0003, 1, PAGES, 0]);
+        matches!(outcome, Outcome::CpuOn { .. })
+    });
+}
+
+#[test]
+fn contents_after_measurement() {
+    blocked_unless_skipped(knob::CONTENTS_AFTER_MEASURE, |world| {
+        let id = world.populated();
+        let measured = world.measure(id);
+        world.platform.machine.write_page(Pa(RAM + 0x800_0000), &[0xEE; 4096]);
+        let given = world.give(id, DATA, RAM + 0x800_0000, 1).0 == 0;
+        assert_eq!(world.measure(id), measured, "which does not know of it");
+        given
+    });
+}
+
+#[test]
+fn recall_of_what_is_in_use() {
+    blocked_unless_skipped(knob::RECALL_STATE, |world| {
+        let id = world.running();
+        world.enter(id, 0, 1);
+        world.request(op::RECALL, &[id, IMAGE, 1]).0 == 0
+    });
+}
+
+#[test]
+fn list_that_changes_between_check_and_use() {
+    blocked_unless_skipped(knob::TX_SINGLE_FETCH, |world| {
+        let id = world.populated();
+        // One page is announced for the last place of the region; then four come.
+        world.platform.fetches.replace(0);
+        world.platform.races.replace(VecDeque::from([page(&list_bytes(&[(RAM + 0x800_0000, 4)]))]));
+        assert_eq!(world.give(id, IMAGE + 63 * PAGE, RAM + 0x800_0000, 1).0, 0);
+        let beyond = Ipa(IMAGE + 66 * PAGE);
+        world.hyp.memory().partition_page(&world.platform, slot(id), beyond).is_some()
+    });
+}
+
+#[test]
+fn reset_without_scrub() {
+    blocked_unless_skipped(stage2::Knob::SkipScrubAll as u64, |world| {
+        world.running();
+        world.smc(&[0x8400_0009]);
+        world.hyp.scrub_for_reset(&mut world.platform);
+        world.platform.machine.read_page(Pa(PAGES)) == [1; 4096]
+    });
+}
+
+#[test]
+fn recall_without_scrub() {
+    blocked_unless_skipped(stage2::Knob::SkipScrubOnRecall as u64, |world| {
+        let id = world.populated();
+        world.destroy(id);
+        world.platform.machine.read_page(Pa(PAGES)) == [1; 4096]
+    });
+}
