@@ -56,10 +56,13 @@ pub fn command(paths: &Paths, toolchain: &Toolchain, package: &Package, verb: &s
     command.env(variable("LINKER"), if linux { "aarch64-linux-gnu-gcc" } else { "ld.lld" });
     let flags = match package.target {
         LINUX_TARGET => "-Ctarget-feature=+crt-static",
-        // The hypervisor relocates itself to where firmware loads it.
+        // The hypervisor relocates itself to where firmware loads it; with rustup's `core`, which is not
+        // position-independent, also its constants.
+        HYP_TARGET if toolchain.route == Route::Rustup => "-Crelocation-model=pie -Clink-arg=-znotext",
         HYP_TARGET => "-Crelocation-model=pie",
-        // What every CPU of the test matrix has; the engine chooses its kernels at compile time.
-        _ => "-Ctarget-feature=+dotprod",
+        // What every CPU of the test matrix has; the engine chooses its kernels at compile time. Unaligned access is
+        // fine: no Rust code of the partition runs with the MMU off, and it maps no device.
+        _ => "-Ctarget-feature=+dotprod,-strict-align",
     };
     command.env(variable("RUSTFLAGS"), flags);
     if toolchain.route == Route::Debian {
