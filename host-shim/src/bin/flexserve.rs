@@ -1,0 +1,256 @@
+//! The `flexserve` command.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+use flexserve::cli::{Cli, Command, RunArgs, Seed, random_seed};
+use flexserve::device::Device;
+use flexserve::error::{Code, Error, Result};
+use flexserve::image::Image;
+use flexserve::machine::Machine;
+use flexserve::output::{Mode, Output};
+use flexserve::report::{Report, hex};
+use flexserve::vmm::{Load, Request, run};
+use flexserve::{DEVICE_PATH, MODELS_PATH, heap, model, sys};
+use hyp_abi::ffa;
+use hyp_abi::service::INFO_FAULT_KNOBS;
+use hyp_abi::stats::{Cost, PartitionStats, state};
+use nix::sys::signal::{SigSet, Signal};
+use serde_json::{Value, json};
+
+/// The user wants the run to end.
+static CANCEL: AtomicBool = AtomicBool::new(false);
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => return answer(&args),
+        Command::Ps => ps(),
+        Command::Stats { json } => stats(json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flexserve: {error}");
+            ExitCode::from(error.code as u8)
+        }
+    }
+}
+
+fn answer(args: &RunArgs) -> ExitCode {
+    let mode = match (args.json, args.json_events) {
+        (true, _) => Mode::Json,
+        (_, true) => Mode::Events,
+        _ => Mode::Text,
+    };
+    let output = Output::new(mode);
+    let (descriptor, message) = output.on_bus_error();
+    sys::on_bus_error(descriptor, message);
+    cancel_on_interrupt();
+    match answer_with(args, &output) {
+        Ok(report) => {
+            output.result(&report);
+            let interrupted = report.stop == "cancelled";
+            ExitCode::from(if interrupted { Code::Interrupted as u8 } else { 0 })
+        }
+        Err(error) => {
+            output.error(&error);
+            ExitCode::from(error.code as u8)
+        }
+    }
+}
+
+fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
+    let path = model::find(args.model(), Path::new(MODELS_PATH))?;
+    let prompt = match &args.prompt {
+        Some(prompt) => prompt.clone(),
+        None => prompt_from_input()?,
+    };
+    let seed = match args.seed {
+        Seed::Fixed(seed) => seed,
+        Seed::Random => random_seed()?,
+    };
+    let request = Request {
+        prompt,
+        max_tokens: args.max_tokens,
+        context: args.context,
+        temperature: args.temperature,
+        seed,
+        raw: args.raw,
+    };
+    // What is wrong on this side is said before the hypervisor is asked.
+    request.to_bytes()?;
+    let device = Device::open(Path::new(DEVICE_PATH))?;
+    let info = device.info()?;
+    if info.service_flags & INFO_FAULT_KNOBS != 0 {
+        eprintln!(
+            "flexserve: this hypervisor was built with fault knobs: it is for tests and protects nothing"
+        );
+    }
+    let image = Image::load(&args.image)?;
+    let model = model::open(&path)?;
+    let heap_bytes = match args.mem_heap {
+        Some(bytes) => bytes,
+        None => heap::needed(model.bytes(), args.context)?,
+    };
+    let load = Load { image: &image, model: model.bytes(), heap_bytes };
+    run(&device, &load, &request, info.ticks_per_second, &CANCEL, &mut |event| {
+        if !output.event(event) {
+            CANCEL.store(true, Ordering::Relaxed);
+        }
+    })
+}
+
+fn prompt_from_input() -> Result<String> {
+    let mut prompt = String::new();
+    let input = std::io::stdin();
+    if input.is_terminal() {
+        eprintln!("prompt, ended by Ctrl-D:");
+    }
+    input
+        .lock()
+        .read_to_string(&mut prompt)
+        .map_err(|error| Error::usage(format!("the prompt on standard input: {error}"), "use -p"))?;
+    Ok(prompt)
+}
+
+/// The first Ctrl-C ends the answer, the second one the process; the module cleans up after either.
+fn cancel_on_interrupt() {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    // Threads made from here on inherit the mask, so that only the one below sees the signal. Without it Ctrl-C just kills.
+    if signals.thread_block().is_ok() {
+        std::thread::spawn(move || {
+            while signals.wait().is_ok() {
+                if CANCEL.swap(true, Ordering::Relaxed) {
+                    std::process::exit(i32::from(Code::Interrupted as u8));
+                }
+            }
+        });
+    }
+}
+
+/// Partitions that exist. One that ends meanwhile is left out.
+fn partitions(device: &Device) -> Result<Vec<PartitionStats>> {
+    let limit = device.info()?.partition_limit.min(u64::from(u16::MAX - ffa::PARTITION_ID_BASE)) as u16;
+    let ids = (0..limit).map(|slot| ffa::PARTITION_ID_BASE + slot);
+    Ok(ids.filter_map(|id| device.partition_stats(id).ok()).collect())
+}
+
+fn name(stats: &PartitionStats) -> String {
+    let bytes = stats.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    bytes.iter().map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' }).collect()
+}
+
+fn state_name(number: u32) -> &'static str {
+    match number {
+        state::CREATED => "created",
+        state::MEASURED => "measured",
+        state::RUNNING => "running",
+        state::FINISHED => "finished",
+        state::CRASHED => "crashed",
+        state::STOPPED => "stopped",
+        state::DYING => "dying",
+        _ => "unknown",
+    }
+}
+
+fn ps() -> Result<()> {
+    let device = Device::open(Path::new(DEVICE_PATH))?;
+    println!("{:<8}{:<18}{:<10}{:>10}{:>8}{:>12}", "ID", "NAME", "STATE", "PAGES", "SHARED", "ENTRIES");
+    for stats in partitions(&device)? {
+        println!(
+            "{:<8}{:<18}{:<10}{:>10}{:>8}{:>12}",
+            format!("{:#06x}", stats.id),
+            name(&stats),
+            state_name(stats.state),
+            stats.pages_given.saturating_sub(stats.pages_recalled),
+            stats.pages_shared,
+            stats.world_switches,
+        );
+    }
+    Ok(())
+}
+
+fn stats(json: bool) -> Result<()> {
+    let device = Device::open(Path::new(DEVICE_PATH))?;
+    let info = device.info()?;
+    let system = device.system_stats()?;
+    let cost = |cost: Cost| {
+        json!({"calls": cost.calls, "pages": cost.pages, "validate": cost.validate, "tables": cost.tables,
+               "tlbi": cost.tlbi, "scrub": cost.scrub})
+    };
+    let object = json!({
+        "schema": 1,
+        "system": {
+            "ticks_per_second": system.ticks_per_second,
+            "partition_count": system.partition_count,
+            "blocked_accesses": system.blocked_accesses,
+            "refused_calls": system.refused_calls,
+            "host_exits": system.host_exits,
+            "world_switches": system.world_switches,
+            "pages_given": system.pages_given,
+            "pages_recalled": system.pages_recalled,
+            "tables_used": system.tables_used,
+            "tables_free": system.tables_free,
+            "tables_from_host": system.tables_from_host,
+            "leaves_1g": system.leaves_1g,
+            "leaves_2m": system.leaves_2m,
+            "leaves_4k": system.leaves_4k,
+            "splits": system.splits,
+            "coalesces": system.coalesces,
+            "give": cost(system.give),
+            "recall": cost(system.recall),
+            "last_give": cost(system.last_give),
+            "last_recall": cost(system.last_recall),
+        },
+        "module": {
+            "partitions": info.partitions,
+            "pages_held": info.pages_held,
+            "tables_held": info.tables_held,
+            "pages_leaked": info.pages_leaked,
+        },
+        "partitions": partitions(&device)?.iter().map(|stats| json!({
+            "id": stats.id,
+            "name": name(stats),
+            "state": state_name(stats.state),
+            "vcpu_count": stats.vcpu_count,
+            "pages_given": stats.pages_given,
+            "pages_recalled": stats.pages_recalled,
+            "pages_shared": stats.pages_shared,
+            "world_switches": stats.world_switches,
+            "interrupts": stats.interrupts,
+            "run_ticks": stats.run_ticks,
+            "end": stats.end,
+            "measurement": hex(&stats.measurement),
+        })).collect::<Vec<_>>(),
+    });
+    if json {
+        println!("{object}");
+    } else {
+        print_tree(&object, 0);
+    }
+    Ok(())
+}
+
+/// Prints an object as indented lines.
+fn print_tree(value: &Value, depth: usize) {
+    let indent = "  ".repeat(depth);
+    let entries: Vec<(String, &Value)> = match value {
+        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), value)).collect(),
+        Value::Array(list) => list.iter().enumerate().map(|(i, value)| (i.to_string(), value)).collect(),
+        _ => return,
+    };
+    for (key, value) in entries {
+        match value {
+            Value::Object(_) | Value::Array(_) => {
+                println!("{indent}{key}:");
+                print_tree(value, depth + 1);
+            }
+            Value::String(text) => println!("{indent}{key}: {text}"),
+            value => println!("{indent}{key}: {value}"),
+        }
+    }
+}

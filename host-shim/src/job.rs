@@ -1,0 +1,161 @@
+//! What init does: the job in `/etc/flexserve/job.json`.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// Where the job lies.
+pub const JOB_PATH: &str = "/etc/flexserve/job.json";
+
+/// A job. Fields that this version does not know are ignored.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "action", rename_all = "lowercase")]
+pub enum Job {
+    /// One prompt through `flexserve run`.
+    Run(Run),
+    /// The system tests, which read the job themselves.
+    Test,
+    /// Any program.
+    Exec {
+        /// Program and arguments.
+        argv: Vec<String>,
+    },
+}
+
+/// Options of [`Job::Run`], as those of `flexserve run`; absent or null: its default.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Run {
+    /// Path or name.
+    pub model: String,
+    /// The prompt.
+    pub prompt: String,
+    /// Most tokens of the answer.
+    pub max_tokens: Option<u32>,
+    /// Context length.
+    pub context: Option<u32>,
+    /// Temperature.
+    pub temp: Option<f32>,
+    /// Sampler seed.
+    pub seed: Option<u64>,
+    /// Raw completion.
+    pub raw: Option<bool>,
+    /// Without the NPU.
+    pub no_npu: Option<bool>,
+    /// Heap of the partition, as `--mem-heap` takes it.
+    pub mem_heap: Option<String>,
+}
+
+impl Job {
+    /// Parses a job.
+    ///
+    /// # Errors
+    /// Code 2.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let refuse = |what: String| {
+            Error::usage(format!("{JOB_PATH}: {what}"), "correct the job that boots with the host")
+        };
+        let job: Job = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
+        match &job {
+            Job::Exec { argv } if argv.is_empty() => Err(refuse("argv is empty".into())),
+            Job::Run(run) if run.model.is_empty() => Err(refuse("there is no model".into())),
+            _ => Ok(job),
+        }
+    }
+
+    /// The command line that does the job.
+    pub fn command(&self, path: &Path) -> Vec<OsString> {
+        match self {
+            Job::Exec { argv } => argv.iter().map(OsString::from).collect(),
+            Job::Test => vec!["/bin/system-tests".into(), path.into()],
+            Job::Run(run) => run.command().into_iter().map(OsString::from).collect(),
+        }
+    }
+}
+
+impl Run {
+    fn command(&self) -> Vec<String> {
+        let mut command = vec!["/bin/flexserve".into(), "run".into(), "--json-events".into()];
+        let mut option = |name: &str, value: Option<String>| {
+            // In one word, so that a prompt may begin with a dash.
+            command.extend(value.map(|value| format!("{name}={value}")));
+        };
+        option("--prompt", Some(self.prompt.clone()));
+        option("--predict", self.max_tokens.map(|value| value.to_string()));
+        option("--ctx-size", self.context.map(|value| value.to_string()));
+        option("--temp", self.temp.map(|value| value.to_string()));
+        option("--seed", self.seed.map(|value| value.to_string()));
+        option("--mem-heap", self.mem_heap.clone());
+        for (name, value) in [("--raw", self.raw), ("--no-npu", self.no_npu)] {
+            command.extend(value.filter(|set| *set).map(|_| name.to_owned()));
+        }
+        command.extend(["--".into(), self.model.clone()]);
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command, Seed};
+    use clap::Parser;
+
+    #[test]
+    fn a_run_becomes_a_command_line_that_flexserve_understands() {
+        let job = Job::parse(
+            br#"{"action":"run","model":"/m/-x.gguf","prompt":"--help me\n","max_tokens":7,"temp":0.25,"seed":9,"raw":true,
+                "no_npu":false,"context":512,"mem_heap":"64M","later":1}"#,
+        )
+        .unwrap();
+        let Command::Run(run) = Cli::try_parse_from(job.command(Path::new(JOB_PATH))).unwrap().command else {
+            panic!("not a run");
+        };
+        assert_eq!((run.prompt.as_deref(), run.model()), (Some("--help me\n"), "/m/-x.gguf"));
+        assert_eq!((run.max_tokens, run.context, run.temperature, run.seed), (7, 512, 0.25, Seed::Fixed(9)));
+        assert!(run.raw && run.json_events && !run.no_npu);
+        assert_eq!(run.mem_heap, Some(64 << 20));
+    }
+
+    #[test]
+    fn absent_and_null_options_are_left_to_flexserve() {
+        let job = Job::parse(
+            br#"{"action":"run","model":"m","prompt":"p","max_tokens":null,"temp":null,"seed":null,"no_npu":true}"#,
+        )
+        .unwrap();
+        let command = job.command(Path::new(JOB_PATH));
+        assert_eq!(
+            command,
+            ["/bin/flexserve", "run", "--json-events", "--prompt=p", "--no-npu", "--", "m"]
+                .map(OsString::from)
+        );
+        assert!(Cli::try_parse_from(command).is_ok());
+    }
+
+    #[test]
+    fn other_jobs() {
+        let path = Path::new(JOB_PATH);
+        let exec = Job::parse(br#"{"action":"exec","argv":["/bin/x","-y"],"tests":["a"]}"#).unwrap();
+        assert_eq!(exec.command(path), ["/bin/x", "-y"].map(OsString::from));
+        let test = Job::parse(br#"{"action":"test","suite":"flexmem"}"#).unwrap();
+        assert_eq!(test.command(path), ["/bin/system-tests", JOB_PATH].map(OsString::from));
+    }
+
+    #[test]
+    fn malformed_jobs_are_refused() {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"action":"no"}"#,
+            r#"{"action":"exec"}"#,
+            r#"{"action":"exec","argv":[]}"#,
+            r#"{"action":"run","prompt":"p"}"#,
+            r#"{"action":"run","model":"m","max_tokens":-1}"#,
+        ] {
+            assert_eq!(Job::parse(text.as_bytes()).unwrap_err().code, crate::error::Code::Usage, "{text}");
+        }
+    }
+}

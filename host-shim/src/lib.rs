@@ -1,0 +1,37 @@
+//! The host's side of confidential partitions: loads an image and a model into a partition through `/dev/flexserve`,
+//! runs its vCPU, and speaks to it through the session pages.
+//!
+//! The host is not trusted by the partition, and a partition is not trusted by the host: whatever comes out of the
+//! shared pages is bounds-checked by [`hyp_abi::session`], must be UTF-8, and is shown as text only.
+//!
+//! Dependencies point downwards: programs (`src/bin`) -> [`cli`], [`job`], [`output`] -> [`vmm`] -> [`session`], [`image`],
+//! [`measure`], [`heap`] -> [`machine`]. [`device`] is the machine of the kernel module; tests use a fake one.
+//! Unsafe code lives in [`sys`] only.
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod device;
+pub mod error;
+pub mod events;
+pub mod heap;
+pub mod image;
+pub mod job;
+pub mod machine;
+pub mod measure;
+pub mod model;
+pub mod output;
+pub mod report;
+pub mod session;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod vmm;
+
+#[cfg(test)]
+mod fake;
+
+/// The partition's image in the host's file system.
+pub const IMAGE_PATH: &str = "/usr/lib/flexserve/guest.elf";
+/// Where models lie that are called by name.
+pub const MODELS_PATH: &str = "/usr/lib/flexserve/models";
+/// The module's device.
+pub const DEVICE_PATH: &str = "/dev/flexserve";

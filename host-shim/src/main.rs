@@ -1,3 +1,0 @@
-//! Host side: VMM and flexserve command line.
-
-fn main() {}

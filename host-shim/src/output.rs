@@ -1,0 +1,191 @@
+//! What `flexserve run` prints, in its three modes.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::{Value, json};
+
+use crate::error::Error;
+use crate::events::Event;
+use crate::report::Report;
+
+/// How a run is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The answer on standard output, the rest on standard error.
+    Text,
+    /// One JSON object on standard output.
+    Json,
+    /// An event per line on standard output.
+    Events,
+}
+
+/// Where a run is reported.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    mode: Mode,
+    /// Standard output, and standard error, is a terminal.
+    terminal: [bool; 2],
+}
+
+impl Output {
+    /// Reports in this mode.
+    pub fn new(mode: Mode) -> Self {
+        Output { mode, terminal: [std::io::stdout().is_terminal(), std::io::stderr().is_terminal()] }
+    }
+
+    /// Reports an event. False: nobody reads the answer any more.
+    pub fn event(&self, event: &Event<'_>) -> bool {
+        match (self.mode, event) {
+            (Mode::Events, event) => event.emit().is_ok(),
+            (Mode::Text, Event::Token { text }) => {
+                let mut out = std::io::stdout().lock();
+                let text = if self.terminal[0] { &printable(text) } else { *text };
+                out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+            }
+            (Mode::Text, Event::Progress { what, done, total }) if self.terminal[1] => {
+                let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(100);
+                let end = if done == total { "\n" } else { "" };
+                eprint!("\r{what}: {percent} %{end}");
+                true
+            }
+            (Mode::Text | Mode::Json, Event::Status { text }) => {
+                eprintln!("{text}");
+                true
+            }
+            _ => true,
+        }
+    }
+
+    /// Reports the end of a run.
+    pub fn result(&self, report: &Report) {
+        match self.mode {
+            Mode::Text => {
+                println!();
+                eprint!("{}", summary(report, emulated()));
+            }
+            Mode::Json => println!("{}", object(Ok(report))),
+            Mode::Events => {
+                self.event(&Event::Result(report));
+            }
+        }
+    }
+
+    /// Reports a failure.
+    pub fn error(&self, error: &Error) {
+        let message = error.to_string();
+        match self.mode {
+            Mode::Text => {}
+            Mode::Json => println!("{}", object(Err(error))),
+            Mode::Events => {
+                let code = error.code as u8;
+                self.event(&Event::Error { code, kind: error.code.kind(), message: &message });
+            }
+        }
+        eprintln!("flexserve: {message}");
+    }
+
+    /// What the handler of bus errors is to write, and where: to standard output for a program that reads events.
+    pub fn on_bus_error(&self) -> (i32, Vec<u8>) {
+        let message = "the partition or the model file took back a page in use; the partition's or the file owner's fault; \
+                       do not trust its answer";
+        match self.mode {
+            Mode::Events => (1, Event::Error { code: 5, kind: "partition", message }.line()),
+            Mode::Text | Mode::Json => (2, format!("flexserve: {message}\n").into_bytes()),
+        }
+    }
+}
+
+/// The object of `--json`.
+fn object(result: Result<&Report, &Error>) -> Value {
+    let mut object = json!({"schema": 1, "ok": result.is_ok(), "error": null});
+    match result {
+        Ok(report) => {
+            if let (Some(object), Ok(Value::Object(report))) =
+                (object.as_object_mut(), serde_json::to_value(report))
+            {
+                object.extend(report);
+            }
+        }
+        Err(error) => object["error"] = json!({"code": error.code as u8, "message": error.to_string()}),
+    }
+    object
+}
+
+/// Figures for people.
+fn summary(report: &Report, emulated: bool) -> String {
+    let times = if emulated { " (emulated)" } else { "" };
+    format!(
+        "\n{} prompt tokens in {:.0} ms, {:.1}/s{times}; {} tokens in {:.0} ms, {:.1}/s{times}\n\
+         loaded {} KiB in {:.0} ms, first token after {:.0} ms{times}\n\
+         pages given {}, back {}; world switches {}; blocked accesses {}\n\
+         measurement {}\n",
+        report.prompt_tokens,
+        report.prefill_ms,
+        report.prefill_tokens_per_s,
+        report.tokens,
+        report.decode_ms,
+        report.tokens_per_s,
+        report.bytes_loaded >> 10,
+        report.load_ms,
+        report.ttft_ms,
+        report.pages_given,
+        report.pages_recalled,
+        report.world_switches,
+        report.blocked_accesses,
+        report.measurement,
+    )
+}
+
+/// Whether this machine is QEMU's.
+pub fn emulated() -> bool {
+    std::fs::read("/proc/device-tree/compatible").is_ok_and(|text| text.starts_with(b"linux,dummy-virt"))
+}
+
+/// Text of the partition for a terminal: control characters could make it do things.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{FFFD}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn the_terminal_obeys_nothing() {
+        assert_eq!(printable("a\n\tb\u{1b}[2J\r\u{9b}c"), "a\n\tb\u{FFFD}[2J\u{FFFD}\u{FFFD}c");
+    }
+
+    #[test]
+    fn the_object_has_schema_verdict_and_figures() {
+        let report = Report { answer: "x\n\"".into(), tokens: 3, ..Report::default() };
+        let value = object(Ok(&report));
+        assert_eq!(
+            (&value["schema"], &value["ok"], &value["error"]),
+            (&json!(1), &json!(true), &Value::Null)
+        );
+        assert_eq!(
+            (&value["answer"], &value["tokens"], &value["npu_jobs"]),
+            (&json!("x\n\""), &json!(3), &json!(0))
+        );
+        let value = object(Err(&Error::new(Code::Integrity, "what", "whose", "then")));
+        assert_eq!(value["ok"], json!(false));
+        assert_eq!(value["error"], json!({"code": 7, "message": "what; whose fault; then"}));
+    }
+
+    #[test]
+    fn times_of_an_emulator_are_called_so() {
+        let summary = summary(&Report::default(), true);
+        assert_eq!(summary.matches("(emulated)").count(), 3);
+        assert!(!self::summary(&Report::default(), false).contains("emulated"));
+    }
+
+    #[test]
+    fn the_bus_error_is_an_event_too() {
+        let output = Output { mode: Mode::Events, terminal: [false; 2] };
+        let (descriptor, line) = output.on_bus_error();
+        assert_eq!(descriptor, 1);
+        let value: Value = serde_json::from_slice(&line[1..]).unwrap();
+        assert_eq!((&value["event"], &value["code"]), (&json!("error"), &json!(5)));
+    }
+}

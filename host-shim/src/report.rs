@@ -1,0 +1,70 @@
+//! What a run reports.
+
+use serde::Serialize;
+
+/// Figures of one run. Times are of the host's clock, or of the partition's where it says so; under emulation they are
+/// emulated times.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// The model's text, verbatim.
+    pub answer: String,
+    /// Why it ended: `end`, `length` or `cancelled`.
+    pub stop: &'static str,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens of the answer.
+    pub tokens: u64,
+    /// Milliseconds of the prompt phase (partition).
+    pub prefill_ms: f64,
+    /// Milliseconds of the answer phase (partition).
+    pub decode_ms: f64,
+    /// Prompt tokens per second.
+    pub prefill_tokens_per_s: f64,
+    /// Answer tokens per second.
+    pub tokens_per_s: f64,
+    /// Milliseconds from the request to a loaded model.
+    pub load_ms: f64,
+    /// Milliseconds from the request to the first token, loading included.
+    pub ttft_ms: f64,
+    /// Pages given to the partition (hypervisor).
+    pub pages_given: u64,
+    /// Pages that came back, read after it was destroyed (hypervisor).
+    pub pages_recalled: u64,
+    /// Bytes of image and model that were loaded and measured.
+    pub bytes_loaded: u64,
+    /// Entries into the partition (hypervisor).
+    pub world_switches: u64,
+    /// Accesses of the host to memory that is not its own, refused during the run (hypervisor).
+    pub blocked_accesses: u64,
+    /// Jobs of the NPU; there is none yet.
+    pub npu_jobs: u64,
+    /// SHA-384 of manifest, image and model, in hexadecimal (hypervisor).
+    pub measurement: String,
+}
+
+/// Tokens per second; 0 when there was no time.
+pub fn rate(tokens: u64, milliseconds: f64) -> f64 {
+    if milliseconds > 0.0 { tokens as f64 * 1000.0 / milliseconds } else { 0.0 }
+}
+
+/// Milliseconds of ticks; 0 without a clock.
+pub fn milliseconds(ticks: u64, ticks_per_second: u64) -> f64 {
+    if ticks_per_second > 0 { ticks as f64 * 1000.0 / ticks_per_second as f64 } else { 0.0 }
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_and_no_clock_give_no_infinity() {
+        assert_eq!((rate(3, 0.0), rate(3, 1500.0)), (0.0, 2.0));
+        assert_eq!((milliseconds(5, 0), milliseconds(5, 1000)), (0.0, 5.0));
+        assert_eq!(hex(&[0, 0xAB]), "00ab");
+    }
+}

@@ -1,0 +1,302 @@
+//! All unsafe code: the module's ioctls, memory mappings, and the handler of bus errors.
+
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+
+use hyp_abi::PAGE_SIZE;
+use hyp_abi::session::{SESSION_PAGES, Session};
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use crate::machine::CallError;
+
+/// `struct flexserve_request` of `kmod/flexserve.h`.
+#[derive(Default)]
+#[repr(C)]
+struct Request {
+    status: i32,
+    reserved: u32,
+    detail: u64,
+    input: [u64; 4],
+    output: [u64; OUTPUTS],
+}
+const _: () = assert!(size_of::<Request>() == 128);
+
+/// Outputs of a call.
+pub const OUTPUTS: usize = 10;
+/// FLEXSERVE_GIVE_MAPPABLE.
+const GIVE_MAPPABLE: u64 = 1;
+
+/// The ioctls of `kmod/flexserve.h`, with their inputs.
+#[derive(Debug)]
+pub enum Command<'a> {
+    /// FLEXSERVE_INFO.
+    Info,
+    /// FLEXSERVE_STATS.
+    Stats {
+        /// 0 for the system, or a partition's.
+        id: u16,
+        /// Where they go.
+        buffer: &'a mut [u8],
+    },
+    /// FLEXSERVE_RUN.
+    Run {
+        /// vCPU.
+        vcpu: u32,
+        /// Longest stay; 0: no limit.
+        nanoseconds: u64,
+    },
+    /// FLEXSERVE_CREATE.
+    Create {
+        /// The manifest.
+        manifest: &'a [u8],
+    },
+    /// FLEXSERVE_GIVE of zero pages.
+    GiveZero {
+        /// IPA of the first.
+        ipa: u64,
+        /// How many.
+        pages: u64,
+        /// May be mapped.
+        mappable: bool,
+    },
+    /// FLEXSERVE_GIVE of contents; a last part of less than a page is left out.
+    GiveBytes {
+        /// IPA of the first page.
+        ipa: u64,
+        /// Contents.
+        bytes: &'a [u8],
+        /// May be mapped.
+        mappable: bool,
+    },
+    /// FLEXSERVE_MEASURE.
+    Measure,
+    /// FLEXSERVE_START.
+    Start,
+    /// FLEXSERVE_STOP.
+    Stop,
+    /// FLEXSERVE_RECALL.
+    Recall {
+        /// IPA of the first page.
+        ipa: u64,
+        /// How many.
+        pages: u64,
+    },
+    /// FLEXSERVE_DESTROY.
+    Destroy,
+}
+
+impl Command<'_> {
+    /// Name and number.
+    fn id(&self) -> (&'static str, u8) {
+        match self {
+            Command::Info => ("INFO", 0),
+            Command::Stats { .. } => ("STATS", 1),
+            Command::Run { .. } => ("RUN", 2),
+            Command::Create { .. } => ("CREATE", 3),
+            Command::GiveZero { .. } | Command::GiveBytes { .. } => ("GIVE", 4),
+            Command::Measure => ("MEASURE", 5),
+            Command::Start => ("START", 6),
+            Command::Stop => ("STOP", 7),
+            Command::Recall { .. } => ("RECALL", 8),
+            Command::Destroy => ("DESTROY", 9),
+        }
+    }
+
+    fn input(&mut self) -> [u64; 4] {
+        match self {
+            Command::Info | Command::Measure | Command::Start | Command::Stop | Command::Destroy => [0; 4],
+            Command::Stats { id, buffer } => {
+                [u64::from(*id), buffer.as_mut_ptr() as u64, buffer.len() as u64, 0]
+            }
+            Command::Run { vcpu, nanoseconds } => [u64::from(*vcpu), *nanoseconds, 0, 0],
+            Command::Create { manifest } => [manifest.as_ptr() as u64, manifest.len() as u64, 0, 0],
+            Command::GiveZero { ipa, pages, mappable } => {
+                [*ipa, *pages, 0, u64::from(*mappable) * GIVE_MAPPABLE]
+            }
+            Command::GiveBytes { ipa, bytes, mappable } => {
+                let pages = bytes.len() as u64 / PAGE_SIZE;
+                [*ipa, pages, bytes.as_ptr() as u64, u64::from(*mappable) * GIVE_MAPPABLE]
+            }
+            Command::Recall { ipa, pages } => [*ipa, *pages, 0, 0],
+        }
+    }
+}
+
+/// Calls the module; returns the outputs.
+///
+/// # Errors
+/// What the module and, behind it, the hypervisor answered.
+pub fn call(device: BorrowedFd<'_>, mut command: Command<'_>) -> Result<[u64; OUTPUTS], CallError> {
+    let (call, number) = command.id();
+    let mut request = Request { input: command.input(), ..Request::default() };
+    let code = nix::request_code_readwrite!(0xF5, number, size_of::<Request>());
+    // SAFETY: the number says that the module reads and writes one `Request`, which `request` is. Beyond it the module
+    // reads the manifest or the contents and writes the statistics, within the lengths of slices that `command` borrows
+    // until the call is over. If the descriptor is another driver's, the number is not its own, and it refuses.
+    let answer = unsafe { nix::libc::ioctl(device.as_raw_fd(), code as _, &raw mut request) };
+    match Errno::result(answer) {
+        Ok(_) => Ok(request.output),
+        Err(errno) => Err(CallError { call, errno, status: request.status, detail: request.detail }),
+    }
+}
+
+/// A mapping, unmapped when it is dropped.
+struct Mapping {
+    start: NonNull<core::ffi::c_void>,
+    size: usize,
+}
+
+// SAFETY: a mapping belongs to the process; what it may be used for is up to its owners below.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: impl AsFd, offset: u64, size: usize, write: bool) -> Result<Self, Errno> {
+        let size_or_page = size.try_into().map_err(|_| Errno::EINVAL)?;
+        let (protection, flags) = match write {
+            true => (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED),
+            false => (ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE),
+        };
+        let offset = offset.try_into().map_err(|_| Errno::EOVERFLOW)?;
+        // SAFETY: the kernel chooses the address, so nothing that exists is replaced.
+        let start = unsafe { mmap(None, size_or_page, protection, flags, file, offset)? };
+        Ok(Mapping { start, size })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and references into it do not outlive its owner.
+        let _ = unsafe { munmap(self.start, self.size) };
+    }
+}
+
+/// The session pages of a partition, mapped. A touch of a page that the partition does not share is a bus error.
+pub struct SessionMap(Mapping);
+
+impl SessionMap {
+    /// Maps them from the module's device; `ipa` is that of the first.
+    ///
+    /// # Errors
+    /// The module's.
+    pub fn new(device: BorrowedFd<'_>, ipa: u64) -> Result<Self, CallError> {
+        let map = Mapping::new(device, ipa, (SESSION_PAGES * PAGE_SIZE) as usize, true);
+        map.map(SessionMap).map_err(|errno| CallError { call: "mmap", errno, status: 0, detail: ipa })
+    }
+}
+
+impl Deref for SessionMap {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        // SAFETY: the mapping is page-aligned, which is `Session`'s alignment, at least as large (asserted in hyp-abi),
+        // and lives as long as `self`. Every bit pattern is a `Session`: it consists of atomics and padding, so that the
+        // partition may change it at any time.
+        unsafe { self.0.start.cast::<Session>().as_ref() }
+    }
+}
+
+/// A file's bytes, mapped read-only. If the file shrinks meanwhile, a touch beyond its end is a bus error.
+pub struct FileMap(Option<Mapping>);
+
+impl FileMap {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn new(file: &std::fs::File) -> std::io::Result<Self> {
+        let size = usize::try_from(file.metadata()?.len()).map_err(|_| Errno::EOVERFLOW)?;
+        let map = if size == 0 { None } else { Some(Mapping::new(file, 0, size, false)?) };
+        Ok(FileMap(map))
+    }
+
+    /// The bytes. The file must not be written meanwhile; who does anyway gets a model that does not verify.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            None => &[],
+            // SAFETY: mapped for reading, as long as `self` lives. Nobody in this process writes the file; the models'
+            // folder belongs to root, as does this program.
+            Some(map) => unsafe { core::slice::from_raw_parts(map.start.as_ptr().cast(), map.size) },
+        }
+    }
+}
+
+/// What the handler of bus errors writes, and to which descriptor.
+static BUS_ERROR: OnceLock<(i32, Vec<u8>)> = OnceLock::new();
+
+/// From now on a bus error (a shared page or a file's page vanished) ends the process with this exit code and these bytes
+/// on this descriptor. Works once.
+pub fn on_bus_error(descriptor: i32, message: Vec<u8>) {
+    extern "C" fn handler(_: i32) {
+        let (descriptor, message) = match BUS_ERROR.get() {
+            Some((descriptor, message)) => (*descriptor, message.as_slice()),
+            None => (2, &b"bus error\n"[..]),
+        };
+        // SAFETY: both functions are async-signal-safe, and the message is never changed or freed.
+        unsafe {
+            nix::libc::write(descriptor, message.as_ptr().cast(), message.len());
+            nix::libc::_exit(crate::error::Code::Partition as i32);
+        }
+    }
+    if BUS_ERROR.set((descriptor, message)).is_ok() {
+        let action = SigAction::new(SigHandler::Handler(handler), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler only reads a static that is set and calls async-signal-safe functions.
+        let _ = unsafe { sigaction(Signal::SIGBUS, &action) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn ioctl_numbers_are_those_of_the_header() {
+        let header = include_str!("../kmod/flexserve.h");
+        let mut buffer = [0; 8];
+        let commands = [
+            Command::Info,
+            Command::Stats { id: 0, buffer: &mut buffer },
+            Command::Run { vcpu: 0, nanoseconds: 0 },
+            Command::Create { manifest: &[] },
+            Command::GiveZero { ipa: 0, pages: 0, mappable: false },
+            Command::Measure,
+            Command::Start,
+            Command::Stop,
+            Command::Recall { ipa: 0, pages: 0 },
+            Command::Destroy,
+        ];
+        for command in commands {
+            let (name, number) = command.id();
+            let line = format!("#define FLEXSERVE_{name} FLEXSERVE_IOC({number})\n");
+            assert!(header.contains(&line), "{line}");
+        }
+        assert!(header.contains("_IOWR(0xF5, nr, struct flexserve_request)"));
+        assert!(header.contains("#define FLEXSERVE_GIVE_MAPPABLE 1\t"));
+        assert!(header.contains("__u64 in[4];\n\t__u64 out[10];"));
+    }
+
+    #[test]
+    fn another_driver_refuses_the_calls() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let error = call(file.as_fd(), Command::Info).unwrap_err();
+        assert_eq!((error.call, error.errno), ("INFO", Errno::ENOTTY));
+    }
+
+    #[test]
+    fn files_are_mapped_whole() {
+        let path = std::env::temp_dir().join(format!("flexserve-map-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..10_000).map(|i| i as u8).collect();
+        std::fs::File::create(&path).unwrap().write_all(&bytes).unwrap();
+        let map = FileMap::new(&std::fs::File::open(&path).unwrap()).unwrap();
+        assert_eq!(map.bytes(), bytes);
+        std::fs::File::create(&path).unwrap();
+        assert_eq!(FileMap::new(&std::fs::File::open(&path).unwrap()).unwrap().bytes(), [0u8; 0]);
+        std::fs::remove_file(path).unwrap();
+    }
+}
