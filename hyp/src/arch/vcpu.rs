@@ -130,6 +130,8 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
     // SAFETY: policy marked this vCPU as running on this CPU alone; the host area is this CPU's.
     let (guest, host_simd) = unsafe { (&mut *context, &mut *host_simd.0.get()) };
 
+    // Where the host goes on: exceptions of the partition overwrite both.
+    let host_return = (mrs!("elr_el2"), mrs!("spsr_el2"));
     let host_el1 = El1::save(features);
     host_simd.save(features);
     let host_timer = HostTimer::save(features);
@@ -175,5 +177,7 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
     host_el1.restore(features);
     host_simd.restore(features);
     host_timer.restore(features);
+    msr!("elr_el2", host_return.0);
+    msr!("spsr_el2", host_return.1);
     el2::isb();
 }
