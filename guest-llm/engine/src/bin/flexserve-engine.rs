@@ -4,9 +4,12 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use flexserve_engine::{Event, Flow, Limits, Model, Request, Sampling, Session, SessionConfig, generate};
+use flexserve_engine::{
+    Event, Flow, KvFormat, Limits, Model, Request, Sampling, Session, SessionConfig, generate,
+};
 
-const USAGE: &str = "usage: flexserve-engine run MODEL [-p PROMPT] [-n TOKENS] [-c CONTEXT] [--batch TOKENS]
+const USAGE: &str =
+    "usage: flexserve-engine run MODEL [-p PROMPT] [-n TOKENS] [-c CONTEXT] [--batch TOKENS] [--kv f16|f32]
                             [--temp T] [--top-k K] [--top-p P] [--seed N] [--raw]
        flexserve-engine info MODEL [--tensors]
        flexserve-engine tokens MODEL [-p PROMPT] [--raw]
@@ -23,6 +26,7 @@ struct Arguments {
     max_tokens: usize,
     context: Option<usize>,
     batch: Option<usize>,
+    kv: Option<KvFormat>,
     sampling: Sampling,
     raw: bool,
     tensors: bool,
@@ -66,6 +70,7 @@ fn answer(model: &Model<'_>, arguments: &Arguments, load_ms: f64) -> Result<(), 
     let config = SessionConfig {
         context: arguments.context.unwrap_or(defaults.context),
         batch: arguments.batch.unwrap_or(defaults.batch),
+        kv: arguments.kv.unwrap_or(defaults.kv),
         ..defaults
     };
     let failed = |e| refused("request", e);
@@ -158,6 +163,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
         max_tokens: usize::MAX,
         context: None,
         batch: None,
+        kv: None,
         sampling: Sampling::default(),
         raw: false,
         tensors: false,
@@ -173,6 +179,13 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
             "-n" => arguments.max_tokens = number(&word, value()?)?,
             "-c" => arguments.context = Some(number(&word, value()?)?),
             "--batch" => arguments.batch = Some(number(&word, value()?)?),
+            "--kv" => {
+                arguments.kv = match value()?.as_str() {
+                    "f16" => Some(KvFormat::F16),
+                    "f32" => Some(KvFormat::F32),
+                    other => return Err(usage(format!("no format {other}"))),
+                }
+            }
             "--temp" => arguments.sampling.temperature = number(&word, value()?)?,
             "--top-k" => arguments.sampling.top_k = number(&word, value()?)?,
             "--top-p" => arguments.sampling.top_p = number(&word, value()?)?,
