@@ -70,20 +70,6 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Every machine, sorted by name.
-    pub fn load_all(paths: &Paths) -> Result<Vec<Self>> {
-        let dir = paths.at("qemu-configs");
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
-                names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
-            }
-        }
-        names.sort();
-        names.iter().map(|name| Self::load(paths, name)).collect()
-    }
-
     /// Applies changes from the command line; refuses values that QEMU would misread as further options.
     pub fn apply(&mut self, overrides: &Overrides) -> Result<()> {
         if let Some(cpu) = &overrides.cpu {
@@ -154,9 +140,10 @@ mod tests {
 
     #[test]
     fn every_committed_machine_is_readable() {
-        let machines = Machine::load_all(&Paths::discover().unwrap()).unwrap();
-        assert!(machines.iter().any(|machine| machine.name == "el2"));
-        for machine in machines {
+        let paths = Paths::discover().unwrap();
+        for entry in fs::read_dir(paths.at("qemu-configs")).unwrap() {
+            let path = entry.unwrap().path();
+            let machine = Machine::load(&paths, path.file_stem().unwrap().to_str().unwrap()).unwrap();
             assert!(machine.memory_bytes().is_ok(), "{}", machine.name);
             assert_eq!(machine.machine.first().map(String::as_str), Some("virt"), "{}", machine.name);
         }

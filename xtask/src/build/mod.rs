@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::failure::{Code, Failure};
 use crate::paths::{Paths, write_whole};
+use crate::process;
 use crate::setup::Setup;
 
 /// The model that runs when none is named.
@@ -36,6 +37,8 @@ pub struct Products {
     pub hypervisor_elf: Option<PathBuf>,
     /// Partition image.
     pub guest: Option<PathBuf>,
+    /// A partition that misbehaves on command, for tests.
+    pub probe: Option<PathBuf>,
     /// `/init` of the host.
     pub init: Option<PathBuf>,
     /// The `flexserve` command.
@@ -100,13 +103,15 @@ pub fn all(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
     }
     if is_bare_metal(paths, "guest-llm") {
         step("partition");
-        products.guest = Some(cargo::build(paths, toolchain, &cargo::GUEST)?.join(cargo::GUEST.name));
+        let dir = cargo::build(paths, toolchain, &cargo::GUEST)?;
+        products.guest = Some(stripped(&dir.join(cargo::GUEST.name))?);
+        products.probe = Some(stripped(&dir.join("guest-probe"))?);
     }
     if paths.at("host-shim/src/bin/init.rs").exists() {
         step("host programs");
         let dir = cargo::build(paths, toolchain, &cargo::HOST)?;
-        products.init = Some(dir.join("init"));
-        products.flexserve = Some(dir.join("flexserve"));
+        products.init = Some(stripped(&dir.join("init"))?);
+        products.flexserve = Some(stripped(&dir.join("flexserve"))?);
     }
     for (source, name) in [("host-shim/kmod", "flexserve"), ("tests/kmod", "flexserve_attack")] {
         if let Some(module) = kmod::build(paths, &setup.kernel, source, name)? {
@@ -131,6 +136,19 @@ fn flat(elf: &Path) -> Result<PathBuf> {
         write_whole(&flat, &bytes)?;
     }
     Ok(flat)
+}
+
+/// Makes a copy without debug information beside a program, if that is newer; it keeps all other sections.
+pub fn stripped(program: &Path) -> Result<PathBuf> {
+    let copy = program.with_extension("stripped");
+    let time = |path: &Path| fs::metadata(path).and_then(|data| data.modified());
+    let current = time(program).with_context(|| format!("cannot read {}", program.display()))?;
+    if time(&copy).is_ok_and(|copied| copied > current) {
+        return Ok(copy);
+    }
+    let mut strip = process::command("aarch64-linux-gnu-strip");
+    process::output(strip.arg("--strip-debug").arg("-o").arg(&copy).arg(program))?;
+    Ok(copy)
 }
 
 /// What the host's initramfs holds besides the programs.

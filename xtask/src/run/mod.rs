@@ -46,7 +46,7 @@ pub fn main(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>) -> Result<()> 
 fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report: &mut Report) -> Result<()> {
     let machine = machine(paths, args)?;
     report.cpu.clone_from(&machine.cpu);
-    let model = model(paths, args)?;
+    let model = model(paths, args, &machine)?;
     report.model = model.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     check(args)?;
     let setup = setup::ensure(paths)?;
@@ -73,14 +73,16 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
     }
     eprintln!("run: booting {} ({} CPUs, {}), emulated", machine.name, machine.smp, machine.memory);
     let mut vm = Vm::start(&launch)?;
-    let result = if custom { watch(&mut vm) } else { converse(&mut vm, args, report) };
-    drop(vm);
+    let loaded = vm.loaded();
     // It holds the prompt, which must not stay behind.
-    if gdb_port.is_none() {
-        fs::remove_file(&bundle).context("cannot remove the bundle")?;
+    fs::remove_file(&bundle).context("cannot remove the bundle")?;
+    loaded?;
+    if custom {
+        watch(&mut vm)?
+    } else {
+        converse(&mut vm, args, report)?
     }
-    result?;
-    if !args.json && !custom {
+    if !args.json {
         summary::print(report, &dir.join("trusted.log"));
     }
     Ok(())
@@ -104,12 +106,26 @@ pub fn machine(paths: &Paths, args: &RunArgs) -> Result<Machine> {
     Ok(machine)
 }
 
-fn model(paths: &Paths, args: &RunArgs) -> Result<PathBuf> {
+fn model(paths: &Paths, args: &RunArgs, machine: &Machine) -> Result<PathBuf> {
     let path = args.model.clone().unwrap_or_else(|| paths.at(DEFAULT_MODEL));
     if args.host_kernel.is_none() {
         build::check_model(&path)?;
+        fits(machine, fs::metadata(&path).map_or(0, |data| data.len()))?;
     }
     Ok(path)
+}
+
+/// Refuses what takes more than half of RAM, so that the host has room to work in.
+fn fits(machine: &Machine, size: u64) -> Result<()> {
+    if size <= machine.memory_bytes()? / 2 {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::HostMemory,
+        format!("{} MiB to load do not fit a machine of {}", size >> 20, machine.memory),
+        "the machine's size",
+        "use more --mem or a smaller model",
+    ))
 }
 
 fn check(args: &RunArgs) -> Result<()> {
@@ -160,15 +176,7 @@ pub fn bundle(
     };
     let bytes = firmware::bundle::pack(&parts)
         .map_err(|error| Failure::usage(format!("no bundle: {error}"), "check --host-kernel and --append"))?;
-    // Half of RAM at most, so that the host has room to work in.
-    if bytes.len() as u64 > machine.memory_bytes()? / 2 {
-        return Err(Failure::new(
-            Code::HostMemory,
-            format!("the bundle of {} MiB does not fit a machine of {}", bytes.len() >> 20, machine.memory),
-            "the machine's size",
-            "use more --mem or a smaller model",
-        ));
-    }
+    fits(machine, bytes.len() as u64)?;
     let path = dir.join("bundle.img");
     fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
@@ -230,6 +238,9 @@ fn converse(vm: &mut Vm, args: &RunArgs, report: &mut Report) -> Result<()> {
             Output::Event(Event::Result { counters }) => {
                 finished = true;
                 report.take_counters(&counters);
+                if let Some(whole) = counters.get("answer").and_then(serde_json::Value::as_str) {
+                    whole.clone_into(&mut answer);
+                }
                 if !args.json {
                     println!();
                 }

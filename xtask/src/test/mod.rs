@@ -2,6 +2,7 @@
 
 mod bare;
 pub mod cargo_tests;
+mod commands;
 pub mod suite;
 pub mod verdict;
 
@@ -48,6 +49,9 @@ pub fn main(paths: &Paths, args: &TestArgs) -> Result<ExitCode> {
     for suite in &suites {
         suite::run(paths, &setup, suite, filter, &mut verdicts)?;
     }
+    if args.deployment != Some(DeploymentName::SEl2) {
+        commands::run(paths, filter, &mut verdicts)?;
+    }
     eprintln!("test: took {:.0} s", start.elapsed().as_secs_f64());
     finish(paths, &verdicts)
 }
@@ -72,6 +76,14 @@ fn list(paths: &Paths, suites: &[Suite], args: &TestArgs) {
     }
     println!("  unit tests of the host crates (cargo test -- --list)");
     let (mut boots, mut seconds) = (0, 0);
+    let commands = commands::selected(filter);
+    if !commands.is_empty() {
+        (boots, seconds) = (commands::BOOTS, commands::SECONDS);
+        println!("{boots} boots of el2, about {seconds} s: the command line itself");
+        for test in commands {
+            println!("  {}::{test}", commands::SUITE);
+        }
+    }
     for suite in suites {
         let tests = suite.selected(filter);
         if tests.is_empty() {

@@ -15,6 +15,7 @@ use crate::paths::Paths;
 use crate::setup::Setup;
 use crate::vm::event::Event;
 use crate::vm::outside::Outside;
+use crate::vm::qmp::Qmp;
 use crate::vm::{Boot, Launch, Output, Vm};
 
 /// One suite.
@@ -150,13 +151,14 @@ fn run_machine(
     };
     let launch = Launch { machine: &machine, boot, dir: &dir, gdb_port: None, reset_ends: !suite.resets };
     let mut vm = Vm::start(&launch)?;
-    let result = collect(&mut vm, suite, tests, verdicts);
-    drop(vm);
+    let loaded = vm.loaded();
     for large in ["bundle.img", "initrd.img"] {
         // Only one of them exists.
         let _ = fs::remove_file(dir.join(large));
     }
-    result.with_context(|| format!("logs are in {}", dir.display()))
+    loaded
+        .and_then(|qmp| collect(&mut vm, qmp, suite, tests, verdicts))
+        .with_context(|| format!("logs are in {}", dir.display()))
 }
 
 fn initrd(
@@ -169,9 +171,13 @@ fn initrd(
     let mut files = Vec::new();
     let program = &suite.command[0];
     if let Some(name) = program.strip_prefix("/bin/").filter(|name| *name != "flexserve") {
-        let built = cargo::build(paths, &setup.toolchain, &cargo::TESTS)?.join(name);
+        let built = build::stripped(&cargo::build(paths, &setup.toolchain, &cargo::TESTS)?.join(name))?;
         let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
         files.push((program.clone(), bytes, true));
+    }
+    if let Some(probe) = &products.probe {
+        let bytes = fs::read(probe).with_context(|| format!("cannot read {}", probe.display()))?;
+        files.push(("/usr/lib/flexserve/guest-probe.elf".into(), bytes, false));
     }
     let job = json!({"action": "exec", "argv": suite.command, "tests": tests});
     let models = suite.models.iter().map(|model| paths.at(model)).collect();
@@ -179,8 +185,8 @@ fn initrd(
 }
 
 /// Takes verdicts until the machine ends.
-fn collect(vm: &mut Vm, suite: &Suite, tests: &[String], verdicts: &mut Verdicts) -> Result<()> {
-    let mut outside: Option<Outside> = None;
+fn collect(vm: &mut Vm, qmp: Qmp, suite: &Suite, tests: &[String], verdicts: &mut Verdicts) -> Result<()> {
+    let mut outside = Outside::open(vm, qmp)?;
     let mut last = Instant::now();
     let mut done = false;
     loop {
@@ -202,12 +208,7 @@ fn collect(vm: &mut Vm, suite: &Suite, tests: &[String], verdicts: &mut Verdicts
                 verdicts.add(&suite.name, &name, outcome, seconds);
             }
             Output::Event(Event::Ask { id, request }) => {
-                let view = match outside.take() {
-                    Some(view) => view,
-                    None => Outside::open(vm)?,
-                };
-                let view = outside.insert(view);
-                let answer = match view.answer(&request) {
+                let answer = match outside.answer(&request) {
                     Ok(answer) => json!({"id": id, "ok": true, "answer": answer}),
                     Err(error) => json!({"id": id, "ok": false, "error": format!("{error:#}")}),
                 };

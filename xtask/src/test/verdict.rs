@@ -57,11 +57,6 @@ impl Verdicts {
         self.all.iter().any(|verdict| verdict.suite == suite && verdict.name == name)
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Verdict> {
-        self.all.iter()
-    }
-
     /// Numbers of passed, failed and skipped tests.
     pub fn counts(&self) -> (usize, usize, usize) {
         let count =

@@ -158,6 +158,23 @@ impl Vm {
         })
     }
 
+    /// Waits until QEMU has read its files and returns its control socket. Fails if QEMU refuses its arguments.
+    pub fn loaded(&mut self) -> Result<qmp::Qmp> {
+        loop {
+            if let Some(status) = self.child.try_wait().context("waiting for QEMU")? {
+                let reason = Self::log_tail(&self.dir, "qemu.log", 1).join(" ");
+                return Err(Failure::usage(
+                    format!("QEMU does not run this machine ({status}): {reason}"),
+                    "check --cpu, --smp and --mem, and the definition in qemu-configs/",
+                ));
+            }
+            match qmp::Qmp::connect(&self.dir) {
+                Ok(qmp) => return Ok(qmp),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
     /// Time since the start.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()

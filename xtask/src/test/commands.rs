@@ -1,0 +1,217 @@
+//! Tests of the command line itself: exit codes, the JSON line, foreign host kernels.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::verdict::{Outcome, Verdicts};
+use crate::paths::Paths;
+use crate::process;
+
+/// The suite's name.
+pub const SUITE: &str = "commands";
+/// Rough cost for `--list`.
+pub const SECONDS: u32 = 40;
+/// How many of the tests boot a machine.
+pub const BOOTS: u32 = 3;
+
+type Test = fn(&Bench) -> Result<()>;
+
+/// Every test.
+const TESTS: &[(&str, Test)] = &[
+    ("bad_arguments_are_usage_errors", bad_arguments),
+    ("a_machine_without_packages_is_a_set_up_error", set_up),
+    ("a_model_too_large_for_the_machine_is_a_memory_error", host_memory),
+    ("a_file_that_is_no_model_is_an_integrity_error", integrity),
+    ("a_host_that_does_not_come_up_is_a_boot_error", boot),
+    ("a_file_that_is_no_usable_model_is_refused_by_the_partition", partition),
+    ("a_raw_host_kernel_is_entered_with_the_device_tree", raw_kernel),
+];
+
+/// What the tests share.
+struct Bench {
+    program: PathBuf,
+    root: PathBuf,
+    dir: PathBuf,
+}
+
+impl Bench {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = process::command(&self.program);
+        command.current_dir(&self.root).env("CARGO_MANIFEST_DIR", self.root.join("xtask")).args(args);
+        command
+    }
+
+    fn file(&self, name: &str, contents: &[u8]) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        fs::write(&path, contents).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// Names of the tests whose full name contains `filter`.
+pub fn selected(filter: &str) -> Vec<&'static str> {
+    TESTS.iter().map(|(name, _)| *name).filter(|name| format!("{SUITE}::{name}").contains(filter)).collect()
+}
+
+/// Runs the selected tests.
+pub fn run(paths: &Paths, filter: &str, verdicts: &mut Verdicts) -> Result<()> {
+    let selected = selected(filter);
+    if selected.is_empty() {
+        return Ok(());
+    }
+    let (dir, _lock) = paths.state("test", SUITE)?;
+    let program = std::env::current_exe().context("this program's own path")?;
+    let bench = Bench { program, root: paths.root.clone(), dir };
+    for (name, test) in TESTS.iter().filter(|(name, _)| selected.contains(name)) {
+        eprintln!("test: {SUITE}::{name}");
+        let start = Instant::now();
+        let outcome = match test(&bench) {
+            Ok(()) => Outcome::Passed,
+            Err(error) => Outcome::Failed(format!("{error:#}")),
+        };
+        verdicts.add(SUITE, name, outcome, start.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Runs a command that must fail with `code`, and checks what it says: with `--json` one line with the same code.
+fn fails(command: &mut Command, code: i32) -> Result<Output> {
+    let output = command.output().with_context(|| format!("cannot start {}", process::shown(command)))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(code), "expected exit code {code}, got {}: {errors}", output.status);
+    let line =
+        errors.lines().find(|line| line.starts_with("error: ")).context("no line starts with `error: `")?;
+    if command.get_args().any(|arg| arg == "--json") {
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(text.lines().count() == 1, "standard output is not one line: {text}");
+        let report: Value = serde_json::from_str(&text).context("standard output is no JSON")?;
+        ensure!(report["ok"] == false && report["schema"] == 1, "the report claims success: {text}");
+        ensure!(report["error"]["code"] == code, "the report has another code: {text}");
+        let message = report["error"]["message"].as_str().unwrap_or_default();
+        ensure!(line == format!("error: {message}"), "`{line}` is not the report's message");
+        ensure!(message.contains("at fault: ") && message.contains("to do: "), "incomplete: {message}");
+    }
+    Ok(output)
+}
+
+fn bad_arguments(bench: &Bench) -> Result<()> {
+    for args in [
+        &["run", "--json", "--smp", "0"][..],
+        &["run", "--json", "--mem", "1K"],
+        &["run", "--json", "--temp", "nan"],
+        &["run", "--json", "--max-tokens", "0"],
+        &["run", "--json", "--deployment", "s-el2"],
+        &["run", "--json", "--model", "/nonexistent.gguf"],
+        &["run", "--json", "--host-kernel", "/nonexistent"],
+        &["run", "--json", "--host-initrd", "/nonexistent"],
+        &["run", "--no-such-option"],
+        &["no-such-command"],
+    ] {
+        fails(&mut bench.command(args), 2).with_context(|| args.join(" "))?;
+    }
+    Ok(())
+}
+
+/// In an empty checkout, on a machine whose PATH has nothing to install with.
+fn set_up(bench: &Bench) -> Result<()> {
+    let manifest = bench.dir.join("empty/xtask");
+    fs::create_dir_all(&manifest)?;
+    let mut command = bench.command(&["setup"]);
+    command.env("CARGO_MANIFEST_DIR", &manifest).env("PATH", bench.dir.join("empty"));
+    fails(&mut command, 3)?;
+    Ok(())
+}
+
+fn host_memory(bench: &Bench) -> Result<()> {
+    let model = bench.file("large.gguf", b"GGUF")?;
+    // A sparse file.
+    fs::File::options().write(true).open(&model)?.set_len(600 << 20)?;
+    fails(bench.command(&["run", "--json", "--mem", "1G", "--model"]).arg(&model), 6)?;
+    Ok(())
+}
+
+fn integrity(bench: &Bench) -> Result<()> {
+    for (name, contents) in [("empty.gguf", &b""[..]), ("other.gguf", b"\x7fELF and more")] {
+        let model = bench.file(name, contents)?;
+        fails(bench.command(&["run", "--json", "--model"]).arg(&model), 7)?;
+    }
+    Ok(())
+}
+
+/// Linux finds no init and panics.
+fn boot(bench: &Bench) -> Result<()> {
+    let args = ["run", "--json", "--append", "rdinit=/nonexistent init=/nonexistent"];
+    fails(&mut bench.command(&args), 4)?;
+    Ok(())
+}
+
+/// It has a model's first bytes, and that is all.
+fn partition(bench: &Bench) -> Result<()> {
+    let model = bench.file("hollow.gguf", &[b"GGUF\x03\0\0\0".as_slice(), &[0xff; 4096]].concat())?;
+    fails(bench.command(&["run", "--json", "--model"]).arg(&model), 5)?;
+    Ok(())
+}
+
+/// A program that needs nothing but what the interface promises: it prints `I` if it runs 0x8_0000 past a 2 MiB boundary
+/// and `D` if x0 points at a flattened device tree, and turns the machine off.
+///
+/// ```text
+///     adr  x2, .
+///     ubfx x2, x2, #16, #5
+///     add  w2, w2, #'A'
+///     movz x1, #0x0900, lsl #16   // UART0
+///     str  w2, [x1]
+///     ldr  w3, [x0]
+///     movz w4, #0x0dd0
+///     movk w4, #0xedfe, lsl #16
+///     cmp  w3, w4
+///     mov  w2, #'N'
+///     mov  w5, #'D'
+///     csel w2, w5, w2, eq
+///     str  w2, [x1]
+///     mov  w2, #'\n'
+///     str  w2, [x1]
+///     movz w0, #0x0008            // PSCI SYSTEM_OFF
+///     movk w0, #0x8400, lsl #16
+///     smc  #0
+///     b    .
+/// ```
+const RAW_KERNEL: [u32; 19] = [
+    0x1000_0002,
+    0xd350_5042,
+    0x1101_0442,
+    0xd2a1_2001,
+    0xb900_0022,
+    0xb940_0003,
+    0x5281_ba04,
+    0x72bd_bfc4,
+    0x6b04_007f,
+    0x5280_09c2,
+    0x5280_0885,
+    0x1a82_00a2,
+    0xb900_0022,
+    0x5280_0142,
+    0xb900_0022,
+    0x5280_0100,
+    0x72b0_8000,
+    0xd400_0003,
+    0x1400_0000,
+];
+
+fn raw_kernel(bench: &Bench) -> Result<()> {
+    let bytes: Vec<u8> = RAW_KERNEL.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let kernel: &Path = &bench.file("raw.bin", &bytes)?;
+    let mut command = bench.command(&["run", "--json", "--host-kernel"]);
+    let output = command.arg(kernel).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the run failed: {errors}");
+    ensure!(errors.lines().any(|line| line == "ID"), "the kernel did not print `ID`: {errors}");
+    let report: Value = serde_json::from_slice(&output.stdout).context("standard output is no JSON")?;
+    ensure!(report["ok"] == true && report["answer"].is_null(), "unexpected report: {report}");
+    Ok(())
+}
