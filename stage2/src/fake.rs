@@ -87,6 +87,11 @@ pub fn secret(slot: Slot) -> u64 {
     0x5ec2_e700_0000_0000 | slot.index() as u64
 }
 
+/// Whose secret a word is.
+pub fn secret_owner(word: u64) -> Option<Slot> {
+    if word >> 8 == secret(Slot::new(0)?) >> 8 { Slot::new(word as usize & 0xff) } else { None }
+}
+
 fn shift(level: u8) -> u32 {
     [0, 30, 21, 12][usize::from(level)]
 }
@@ -121,12 +126,17 @@ impl FakeMachine {
 
     /// The hypervisor's view of a page, coherent.
     pub fn read_page(&self, page: Pa) -> [u8; 4096] {
-        let words = self.bytes(page.0, true);
+        let words = self.words(page);
         let mut out = [0; 4096];
         for (chunk, word) in out.chunks_exact_mut(8).zip(words.iter()) {
             chunk.copy_from_slice(&word.to_le_bytes());
         }
         out
+    }
+
+    /// The same in words.
+    pub fn words(&self, page: Pa) -> Arc<[u64; 512]> {
+        self.bytes(page.0, true)
     }
 
     /// Writes a page as the hypervisor does (or a loader before it).
@@ -183,6 +193,16 @@ impl FakeMachine {
             }
         }
         None
+    }
+
+    /// All that cores have cached: core, VMID, IPA, and 0 for a page or the level of a table.
+    pub fn cached(&self) -> Vec<(usize, u16, u64, u8)> {
+        let each = |(number, core): (usize, &Core)| {
+            let leaves = core.leaves.keys().map(move |&(vmid, ipa)| (number, vmid, ipa, 0));
+            let tables = core.tables.keys().map(move |&(vmid, level, ipa)| (number, vmid, ipa, level));
+            leaves.chain(tables).collect::<Vec<_>>()
+        };
+        self.cores.iter().enumerate().flat_map(each).collect()
     }
 
     fn bytes(&self, page: u64, cacheable: bool) -> Bytes {
@@ -250,7 +270,7 @@ impl FakeMachine {
         for &(vmid, ipa) in self.watched.clone().iter() {
             for cacheable in [true, false] {
                 if let Some(word) = self.read(1, vmid, Ipa(ipa), cacheable)
-                    && let Some(owner) = Slot::all().find(|slot| secret(*slot) == word)
+                    && let Some(owner) = secret_owner(word)
                     && owner.vmid() != vmid
                 {
                     self.violations.push(format!("VMID {vmid} read {word:x} at {ipa:x}"));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::desc::Desc;
 use crate::fake::FakeMachine;
 use crate::flexmem::State;
-use crate::{FlexMem, Machine, PAGE_SIZE, Pa, Slot};
+use crate::{FlexMem, PAGE_SIZE, Pa, Slot};
 
 macro_rules! ensure {
     ($condition:expr, $($message:tt)*) => {
@@ -22,14 +22,21 @@ struct Reading {
 }
 
 fn read(m: &FakeMachine, table: Pa, level: u8, base: u64, out: &mut Reading) {
-    for index in 0..if level == 1 { 1024 } else { 512 } {
-        let desc = Desc(m.load(table, index));
-        let address = base + ((index as u64) << (39 - 9 * u32::from(level)));
-        if desc.is_table(level) {
-            out.tables.push(desc.address());
-            read(m, Pa(desc.address()), level + 1, address, out);
-        } else if desc != Desc::ABSENT {
-            out.entries.insert(address, (level, desc));
+    for page in 0..if level == 1 { 2 } else { 1 } {
+        let words = m.words(Pa(table.0 + page * PAGE_SIZE));
+        let mut index = 0;
+        while index < 512 {
+            if words[index] != 0 {
+                let desc = Desc(words[index]);
+                let address = base + ((page * 512 + index as u64) << (39 - 9 * u32::from(level)));
+                if desc.is_table(level) {
+                    out.tables.push(desc.address());
+                    read(m, Pa(desc.address()), level + 1, address, out);
+                } else {
+                    out.entries.insert(address, (level, desc));
+                }
+            }
+            index += 1;
         }
     }
 }
@@ -116,7 +123,7 @@ pub fn audit(fm: &FlexMem, m: &FakeMachine) -> Result<(), String> {
     let free = fm.pool.free_pages(m);
     for &(page, is_from_host) in &free {
         ensure!(from_host.contains(&page) == is_from_host, "{page:x}: on the wrong chain");
-        ensure!((1..512).all(|index| m.load(Pa(page), index) == 0), "{page:x}: free and not zero");
+        ensure!(m.words(Pa(page))[1..].iter().all(|&word| word == 0), "{page:x}: free and not zero");
     }
     let mut all: Vec<u64> = tables.iter().copied().chain(free.iter().map(|&(page, _)| page)).collect();
     all.sort_unstable();

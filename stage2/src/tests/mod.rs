@@ -8,7 +8,7 @@ mod matrix;
 mod property;
 mod transitions;
 
-use crate::fake::{FakeMachine, secret};
+use crate::fake::{FakeMachine, secret, secret_owner};
 use crate::*;
 
 pub use audit::audit;
@@ -114,8 +114,13 @@ impl World {
     }
 
     pub fn pages_of(&self, s: usize) -> Vec<PartitionPage> {
-        let next = |from| self.fm.next_partition_page(&self.m, slot(s), from);
-        std::iter::successors(next(Ipa(0)), |page| next(Ipa(page.ipa.0 + PAGE_SIZE))).collect()
+        let (mut pages, mut from) = (Vec::new(), Ipa(0));
+        while (pages.len() as u64) < self.fm.partition_page_count(slot(s)) {
+            let page = self.fm.next_partition_page(&self.m, slot(s), from).unwrap();
+            pages.push(page);
+            from = Ipa(page.ipa.0 + PAGE_SIZE);
+        }
+        pages
     }
 
     /// Every partition writes its secret wherever it can write alone, through the cache.
@@ -133,8 +138,7 @@ impl World {
     pub fn host_reads_secret(&mut self, pages: impl IntoIterator<Item = u64>) -> bool {
         pages.into_iter().any(|page| {
             [(0, true), (0, false), (1, true), (1, false)].into_iter().any(|(core, cacheable)| {
-                let word = self.m.read(core, HOST_VMID, Ipa(page), cacheable);
-                Slot::all().any(|slot| word == Some(secret(slot)))
+                self.m.read(core, HOST_VMID, Ipa(page), cacheable).and_then(secret_owner).is_some()
             })
         })
     }
