@@ -82,7 +82,7 @@ impl Negotiation {
     }
 }
 
-/// FFA_FEATURES: w2 and w3 for a function that `side` can call or receive; feature ids are not supported.
+/// FFA_FEATURES: w2 and w3 for a function that the caller can call or gets as an answer; feature ids are not supported.
 pub(crate) fn features(function: u32, is_host: bool) -> Answer {
     match function {
         ERROR
@@ -252,10 +252,11 @@ impl Hypervisor {
         if flags & COUNT_ONLY != 0 {
             return success(count as u64, 0);
         }
-        match self.mailbox {
-            None => return failure(DENIED),
-            Some(mailbox) if mailbox.rx_full => return failure(BUSY),
-            Some(_) => self.deliver_buffer(platform, count * DESCRIPTOR_SIZE),
+        match service::free_rx(&mut self.mailbox) {
+            Err(refusal) => return failure(refusal.code),
+            Ok(mailbox) => {
+                mailbox.deliver(platform, self.buffer.get(..count * DESCRIPTOR_SIZE).unwrap_or_default());
+            }
         }
         success(count as u64, DESCRIPTOR_SIZE as u64)
     }

@@ -227,7 +227,7 @@ impl Partition {
     }
 }
 
-/// Checks that a partition may be asked for by the host, for the state error of each operation.
+/// The refusal of an operation that the partition's state does not allow.
 pub(crate) fn state_refusal(partition: &Partition) -> service::Refusal {
     use hyp_abi::ffa::error::{ABORTED, DENIED};
     let code = if partition.end().is_some() { ABORTED } else { DENIED };

@@ -91,26 +91,7 @@ impl Hypervisor {
 
     /// The partition with this id.
     fn partition_mut(&mut self, id: u64) -> Result<&mut Partition, Refusal> {
-        let missing = Refusal { code: INVALID_PARAMETERS, value: id };
-        let slot = partition::slot_of(id).ok_or(missing)?;
-        self.partitions.get_mut(slot.index()).and_then(Option::as_mut).ok_or(missing)
-    }
-
-    /// The host's mailbox with RX free for a result.
-    fn free_rx(&self) -> Result<Mailbox, Refusal> {
-        match self.mailbox {
-            None => Err(refuse(DENIED)),
-            Some(mailbox) if mailbox.rx_full => Err(refuse(BUSY)),
-            Some(mailbox) => Ok(mailbox),
-        }
-    }
-
-    /// Writes a result to RX, which [`Self::free_rx`] found free; the host owns it until FFA_RX_RELEASE.
-    pub(crate) fn deliver(&mut self, platform: &mut impl Platform, bytes: &[u8]) {
-        if let Some(mailbox) = &mut self.mailbox {
-            platform.write_page(mailbox.rx, 0, bytes);
-            mailbox.rx_full = true;
-        }
+        find(&mut self.partitions, id)
     }
 
     /// Copies TX once into `buffer`.
@@ -150,27 +131,18 @@ impl Hypervisor {
 
     /// RX is taken only when there is something in it.
     fn tables_recall(&mut self, platform: &mut impl Platform, most: u64) -> Result<Results, Refusal> {
-        self.free_rx()?;
-        let (count, pages) =
-            self.memory.host_recall_tables(platform, &mut self.ranges, most.min(STEP_PAGES))?;
-        let mut length = 0;
-        for (range, target) in self.ranges.iter().take(count).zip(self.buffer.chunks_exact_mut(16)) {
+        let Self { memory, mailbox, buffer, ranges, .. } = self;
+        let mailbox = free_rx(mailbox)?;
+        let (count, pages) = memory.host_recall_tables(platform, ranges, most.min(STEP_PAGES))?;
+        let size = size_of::<PageRange>();
+        for (range, target) in ranges.iter().take(count).zip(buffer.chunks_exact_mut(size)) {
             let entry = PageRange { base: range.base().0, page_count: range.page_count() };
             target.copy_from_slice(entry.as_bytes());
-            length += 16;
         }
-        if length > 0 {
-            self.deliver_buffer(platform, length);
+        if count > 0 {
+            mailbox.deliver(platform, buffer.get(..count * size).unwrap_or_default());
         }
         Ok([count as u64, pages, 0, 0])
-    }
-
-    /// [`Self::deliver`] of the first `length` bytes of `buffer`.
-    pub(crate) fn deliver_buffer(&mut self, platform: &mut impl Platform, length: usize) {
-        if let Some(mailbox) = &mut self.mailbox {
-            platform.write_page(mailbox.rx, 0, self.buffer.get(..length).unwrap_or_default());
-            mailbox.rx_full = true;
-        }
     }
 
     fn create(&mut self, platform: &mut impl Platform, size: u64) -> Result<Results, Refusal> {
@@ -235,12 +207,10 @@ impl Hypervisor {
 
     /// Created, Measuring; in Measured it delivers the result again.
     fn measure(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
-        self.partition_mut(id)?;
-        self.free_rx()?;
-        let Self { partitions, memory, buffer, .. } = self;
-        let missing = Refusal { code: INVALID_PARAMETERS, value: id };
-        let slot = partition::slot_of(id).ok_or(missing)?;
-        let partition = partitions.get_mut(slot.index()).and_then(Option::as_mut).ok_or(missing)?;
+        let Self { partitions, memory, mailbox, buffer, .. } = self;
+        let partition = find(partitions, id)?;
+        let mailbox = free_rx(mailbox)?;
+        let slot = partition.slot;
         if let State::Created = partition.state {
             partition.state = State::Measuring(partition.begin_measuring());
         }
@@ -272,7 +242,7 @@ impl Hypervisor {
         };
         partition.measurement = measurement;
         partition.state = State::Measured;
-        self.deliver(platform, &measurement);
+        mailbox.deliver(platform, &measurement);
         Ok([0; 4])
     }
 
@@ -337,19 +307,16 @@ impl Hypervisor {
     }
 
     fn stats(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
-        if id == 0 {
-            self.free_rx()?;
-            let stats = self.system_stats(platform.ticks_per_second());
-            self.deliver(platform, stats.as_bytes());
-            return Ok([size_of_val(&stats) as u64, 0, 0, 0]);
-        }
-        self.partition_mut(id)?;
-        self.free_rx()?;
-        let slot = partition::slot_of(id).ok_or(refuse(INVALID_PARAMETERS))?;
-        let partition = self.partitions.get(slot.index()).and_then(Option::as_ref);
-        let stats = partition.ok_or(refuse(INVALID_PARAMETERS))?.stats(&self.memory);
-        self.deliver(platform, stats.as_bytes());
-        Ok([size_of_val(&stats) as u64, 0, 0, 0])
+        let (system, partition);
+        let bytes = if id == 0 {
+            system = self.system_stats(platform.ticks_per_second());
+            system.as_bytes()
+        } else {
+            partition = find(&mut self.partitions, id)?.stats(&self.memory);
+            partition.as_bytes()
+        };
+        free_rx(&mut self.mailbox)?.deliver(platform, bytes);
+        Ok([bytes.len() as u64, 0, 0, 0])
     }
 
     fn system_stats(&self, ticks_per_second: u64) -> SystemStats {
@@ -392,6 +359,30 @@ impl Hypervisor {
     }
 }
 
+/// The partition with this id.
+fn find(partitions: &mut [Option<Partition>; MAX_PARTITIONS], id: u64) -> Result<&mut Partition, Refusal> {
+    let missing = Refusal { code: INVALID_PARAMETERS, value: id };
+    let slot = partition::slot_of(id).ok_or(missing)?;
+    partitions.get_mut(slot.index()).and_then(Option::as_mut).ok_or(missing)
+}
+
+/// The host's mailbox, if there is one and the host has released RX.
+pub(crate) fn free_rx(mailbox: &mut Option<Mailbox>) -> Result<&mut Mailbox, Refusal> {
+    match mailbox {
+        None => Err(refuse(DENIED)),
+        Some(mailbox) if mailbox.rx_full => Err(refuse(BUSY)),
+        Some(mailbox) => Ok(mailbox),
+    }
+}
+
+impl Mailbox {
+    /// Writes a result to RX, which [`free_rx`] found free; the host owns it until FFA_RX_RELEASE.
+    pub(crate) fn deliver(&mut self, platform: &mut impl Platform, bytes: &[u8]) {
+        platform.write_page(self.rx, 0, bytes);
+        self.rx_full = true;
+    }
+}
+
 /// INFO, the same for every caller.
 pub(crate) fn info(platform: &impl Platform) -> Results {
     let flags = if cfg!(feature = "fault-knobs") { INFO_FAULT_KNOBS } else { 0 };
@@ -418,7 +409,7 @@ fn cost(cost: &stage2::Cost) -> Cost {
     }
 }
 
-/// The response to a direct request: `words` wide registers, from `service` to `sender`.
+/// The service's response to a direct request of `sender`; a 32-bit one gets the low words.
 pub(crate) fn respond(request: u32, sender: u16, result: Result<Results, Refusal>) -> Answer {
     use hyp_abi::ffa::{
         MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_RESP_32, MSG_SEND_DIRECT_RESP_64, SERVICE_ID,
