@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * /dev/flexserve_attack: what a hostile host kernel can do, as far as the attack suite needs it. Test-only.
+ *
+ * Nothing here is checked: an access that the hypervisor refuses ends the calling task with an oops, which is the
+ * expected outcome. Every ioctl runs in the task that calls it and holds no lock, so only that task is lost.
+ *
+ * mmap: the file offset is a physical address of memory that ALLOC gave, from this file or another.
+ */
+#ifndef _UAPI_FLEXSERVE_ATTACK_H
+#define _UAPI_FLEXSERVE_ATTACK_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define FLEXATTACK_IOC(nr, type) _IOWR(0xF6, nr, type)
+
+/* One call of the hypervisor. */
+struct flexattack_call {
+	__u64 regs[18];			/* x0-x17, in and out */
+	__u64 conduit;
+};
+#define FLEXATTACK_SMC 0
+#define FLEXATTACK_HVC 1
+#define FLEXATTACK_SMC_1 2		/* SMC with immediate 1 */
+#define FLEXATTACK_CALL FLEXATTACK_IOC(0, struct flexattack_call)
+
+/* One access to a physical address. */
+struct flexattack_access {
+	__u64 address;
+	__u64 value;			/* in: what to write; out: what was read, or what the code returned */
+	__u32 map;			/* how the kernel gets at it */
+	__u32 act;
+};
+#define FLEXATTACK_LINEAR 0		/* the kernel's own map of RAM */
+#define FLEXATTACK_CACHED 1		/* a new mapping as normal memory */
+#define FLEXATTACK_DEVICE 2		/* a new mapping as device memory */
+#define FLEXATTACK_READ 0		/* | width in bytes << 8: 1, 2, 4 or 8 */
+#define FLEXATTACK_WRITE 1		/* | width in bytes << 8 */
+#define FLEXATTACK_EXECUTE 2		/* calls it, through an executable mapping of the page */
+#define FLEXATTACK_ACCESS FLEXATTACK_IOC(1, struct flexattack_access)
+
+/* Physically contiguous zeroed pages. They stay allocated, whoever closes the file or dies, until FREE. */
+struct flexattack_pages {
+	__u64 address;
+	__u64 count;			/* ALLOC: a power of two, at most 1024. FREE: any. */
+};
+#define FLEXATTACK_ALLOC FLEXATTACK_IOC(2, struct flexattack_pages)
+#define FLEXATTACK_FREE FLEXATTACK_IOC(3, struct flexattack_pages)
+
+#endif
