@@ -20,6 +20,12 @@ pub struct Cli {
 pub enum Command {
     /// Answers a prompt in a new partition
     Run(RunArgs),
+    /// Measures what giving pages to a partition and recalling them costs; prints one event line
+    FlexmemBench {
+        /// Fewer sizes and rounds
+        #[arg(long)]
+        quick: bool,
+    },
     /// Lists partitions
     Ps,
     /// Shows what the hypervisor counted since boot

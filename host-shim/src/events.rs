@@ -17,6 +17,8 @@ pub enum Event<'a> {
     Ready {
         /// Seconds since the kernel started.
         uptime_s: f64,
+        /// The system counter, which starts with the machine; 0 where it cannot be read.
+        ticks: u64,
     },
     /// A line for people.
     Status {
@@ -92,7 +94,10 @@ mod tests {
 
     #[test]
     fn events_are_lines_of_one_object() {
-        assert_eq!(value(Event::Ready { uptime_s: 1.5 }), json!({"event": "ready", "uptime_s": 1.5}));
+        assert_eq!(
+            value(Event::Ready { uptime_s: 1.5, ticks: 7 }),
+            json!({"event": "ready", "uptime_s": 1.5, "ticks": 7})
+        );
         assert_eq!(
             value(Event::Token { text: "a\n\u{1e}\"" }),
             json!({"event": "token", "text": "a\n\u{1e}\""})

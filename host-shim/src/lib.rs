@@ -9,6 +9,7 @@
 //! Unsafe code lives in [`sys`] only.
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod cli;
 pub mod device;
 pub mod error;

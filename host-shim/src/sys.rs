@@ -226,6 +226,19 @@ impl FileMap {
     }
 }
 
+/// The system counter (CNTVCT_EL0); 0 on other architectures, where only tests run.
+pub fn counter() -> u64 {
+    #[cfg(target_arch = "aarch64")]
+    {
+        let value: u64;
+        // SAFETY: Linux lets processes read the counter; reading has no side effect.
+        unsafe { core::arch::asm!("isb", "mrs {}, cntvct_el0", out(reg) value, options(nostack, nomem)) };
+        value
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    0
+}
+
 /// What the handler of bus errors writes, and to which descriptor.
 static BUS_ERROR: OnceLock<(i32, Vec<u8>)> = OnceLock::new();
 

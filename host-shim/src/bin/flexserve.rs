@@ -14,7 +14,7 @@ use flexserve::machine::Machine;
 use flexserve::output::{Mode, Output};
 use flexserve::report::{Report, hex};
 use flexserve::vmm::{Load, Request, run};
-use flexserve::{DEVICE_PATH, MODELS_PATH, heap, model, sys};
+use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
 use hyp_abi::ffa;
 use hyp_abi::service::INFO_FAULT_KNOBS;
 use hyp_abi::stats::{Cost, PartitionStats, state};
@@ -27,6 +27,7 @@ static CANCEL: AtomicBool = AtomicBool::new(false);
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => return answer(&args),
+        Command::FlexmemBench { quick } => flexmem_bench(quick),
         Command::Ps => ps(),
         Command::Stats { json } => stats(json),
     };
@@ -155,6 +156,20 @@ fn state_name(number: u32) -> &'static str {
         state::DYING => "dying",
         _ => "unknown",
     }
+}
+
+fn flexmem_bench(quick: bool) -> Result<()> {
+    let ticks_per_second = Device::open(Path::new(DEVICE_PATH))?.info()?.ticks_per_second;
+    let (counts, residents, rounds): (&[u64], &[u64], u32) =
+        if quick { (&[1, 64, 512], &[0], 3) } else { (&[1, 8, 64, 512, 4096], &[0, 16_384], 9) };
+    let mut rows = Vec::new();
+    for &resident in residents {
+        // One partition, and so one open file, for each.
+        rows.extend(bench::flexmem(&Device::open(Path::new(DEVICE_PATH))?, counts, resident, rounds)?);
+    }
+    let object = json!({"event": "result", "ticks_per_second": ticks_per_second, "flexmem": rows});
+    println!("{}{object}", char::from(flexserve::events::RECORD_SEPARATOR));
+    Ok(())
 }
 
 fn ps() -> Result<()> {

@@ -27,7 +27,7 @@ fn main() {
         std::process::exit(2);
     }
     set_up();
-    emit(&Event::Ready { uptime_s: uptime() });
+    emit(&Event::Ready { uptime_s: uptime(), ticks: flexserve::sys::counter() });
     let code = match fs::read(JOB_PATH) {
         Ok(bytes) => do_job(&bytes),
         Err(_) if Path::new(SHELL).exists() => start(&[SHELL.into()]),

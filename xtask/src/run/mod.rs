@@ -4,7 +4,7 @@ pub mod report;
 mod summary;
 
 use std::fs;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -208,26 +208,24 @@ fn watch(vm: &mut Vm) -> Result<()> {
 fn converse(vm: &mut Vm, args: &RunArgs, report: &mut Report) -> Result<()> {
     let mut answer = String::new();
     let mut finished = false;
-    let mut progress_shown = false;
+    let mut progress = Progress::default();
     loop {
         match vm.output()? {
             Output::Line(_) => {}
-            Output::Event(Event::Ready) => {
+            Output::Event(Event::Ready { .. }) => {
                 let elapsed = vm.elapsed().as_millis() as u64;
                 report.boot_ms = Some(elapsed);
                 eprintln!("run: the host is up after {elapsed} ms (emulated)");
             }
-            Output::Event(Event::Status { text }) => eprintln!("run: {}", printable(&text)),
+            Output::Event(Event::Status { text }) => {
+                progress.end();
+                eprintln!("run: {}", printable(&text));
+            }
             Output::Event(Event::Progress { what, done, total }) => {
-                progress_shown = true;
-                let percent =
-                    (done.saturating_mul(100)).checked_div(total).map_or(String::new(), |p| format!("{p} %"));
-                eprint!("\rrun: {} {percent:<8}", printable(&what));
+                progress.show(&what, done, total);
             }
             Output::Event(Event::Token { text }) => {
-                if std::mem::take(&mut progress_shown) {
-                    eprintln!();
-                }
+                progress.end();
                 if !args.json {
                     let mut out = std::io::stdout().lock();
                     // The reader may have gone; the run is still worth finishing.
@@ -259,6 +257,30 @@ fn converse(vm: &mut Vm, args: &RunArgs, report: &mut Report) -> Result<()> {
     report.answer = Some(answer);
     report.ok = true;
     Ok(())
+}
+
+/// Progress on standard error: one line that is rewritten on a terminal, else one line when the work is done.
+#[derive(Default)]
+struct Progress {
+    open: bool,
+}
+
+impl Progress {
+    fn show(&mut self, what: &str, done: u64, total: u64) {
+        let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0);
+        if std::io::stderr().is_terminal() {
+            self.open = true;
+            eprint!("\rrun: {} {percent:>3} %", printable(what));
+        } else if done == total {
+            eprintln!("run: {} {percent} %", printable(what));
+        }
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.open) {
+            eprintln!();
+        }
+    }
 }
 
 /// Text of the host on the user's terminal, without control characters.

@@ -8,7 +8,11 @@ use serde_json::{Map, Value};
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
     /// `/init` runs: the host has booted.
-    Ready,
+    Ready {
+        /// The system counter, which starts with the machine; 0 if unknown.
+        #[serde(default)]
+        ticks: u64,
+    },
     /// A line for the user.
     Status {
         /// The line.
@@ -92,7 +96,7 @@ mod tests {
 
     #[test]
     fn events_are_read() {
-        assert_eq!(Event::from_json(json!({"event": "ready", "kernel": "x"})), Event::Ready);
+        assert_eq!(Event::from_json(json!({"event": "ready", "kernel": "x"})), Event::Ready { ticks: 0 });
         assert_eq!(
             Event::from_json(json!({"event": "token", "text": "a"})),
             Event::Token { text: "a".into() }
