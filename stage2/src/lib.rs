@@ -18,7 +18,7 @@
 //! | hypervisor | invalid, owner = hypervisor | - | hypervisor |
 //! | absent | 0 | - | nobody |
 //!
-//! Every step between two of these states leaves the page reachable by fewer, never by more; so tables can be walked at
+//! On its way between two states a page is reachable only by those who may reach it in both; and the tables can be read at
 //! any instant, also by a panic handler ([`FlexMem::scrub_all`]).
 //!
 //! Format: 4 KiB granule, 40-bit IPA, T0SZ 24, SL0 1, two concatenated level-1 tables (Arm ARM D8), the same for the host,

@@ -10,8 +10,9 @@ pub trait Machine {
     /// Reads entry `index` of the table at `table` (below 1024 in a root, 512 elsewhere). One 64-bit load.
     fn load(&self, table: Pa, index: usize) -> u64;
 
-    /// Writes one entry: a single 64-bit store, observed by table walkers after all earlier stores and before any later
-    /// `tlbi_*` takes effect (DSB ISHST).
+    /// Writes one entry: a single 64-bit store, observed by table walkers after all earlier ones (STLR, or DMB ISHST before
+    /// it) and before any later `tlbi_*` takes effect (which therefore starts with DSB ISHST). A walker that sees a new
+    /// valid entry late takes a fault, and the handler finds the page in the records and retries.
     fn store(&mut self, table: Pa, index: usize, descriptor: u64);
 
     /// Forgets `page_count` pages from `ipa` on in stage 2 of `vmid`, walk caches of every level included (IPAS2E1IS or

@@ -51,7 +51,12 @@ impl World {
         let roots = std::array::from_fn(|i| Pa(HYP + 0x2000 + 0x2000 * i as u64));
         let mut w =
             Self { fm: FlexMem::new(Pa(HYP), roots, RESERVE), m: FakeMachine::new(2, Pa(HYP), roots) };
+        // Whatever was in memory before: only the host's root has to be zero.
+        for garbage in roots.iter().flat_map(|root| [root.0, root.0 + PAGE_SIZE]) {
+            w.m.write_page(Pa(garbage), &[0xff; 4096]);
+        }
         for i in 0..own_tables {
+            w.m.write_page(Pa(TABLES + i * PAGE_SIZE), &[0xff; 4096]);
             w.fm.boot_donate_table(&mut w.m, Pa(TABLES + i * PAGE_SIZE)).unwrap();
         }
         w
