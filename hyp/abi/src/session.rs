@@ -129,9 +129,11 @@ pub mod probe {
     /// its own harm (EXIT, PANIC, SHARE, UNSHARE, FFA_MSG_WAIT). Result: `values[0]` = calls answered NOT_SUPPORTED by SMCCC or FF-A, `values[1]` = other
     /// errors, `values[2]` = calls that succeeded, `values[3]` = function id of the last one that did.
     pub const SMC: u32 = 0x205;
-    /// Host to partition: fills the heap with the pattern. Result: `values[0]` = pages filled.
+    /// Host to partition: fills the heap with the pattern, each of its two words XORed with `args[0]`, so that the host
+    /// need not have in clear what it later looks for. Result: `values[0]` = pages filled.
     pub const FILL_HEAP: u32 = 0x206;
-    /// Host to partition: compares the heap with the pattern. Result: `values[0]` = patterns compared, `values[1]` = those that differ.
+    /// Host to partition: compares the heap with the pattern, XORed as above. Result: `values[0]` = patterns compared,
+    /// `values[1]` = those that differ.
     pub const CHECK_HEAP: u32 = 0x207;
     /// Host to partition: fills v0-v31, FPCR and FPSR with values made from `args[0]`, gives the CPU away (FFA_YIELD)
     /// if `args[1]` is 0, else spins `args[1]` ticks, and compares; `args[2]` rounds. Result: `values[0]` = registers

@@ -45,7 +45,8 @@ impl Probe {
             probe::SMC => *values = calls::random(first, second),
             probe::FILL_HEAP | probe::CHECK_HEAP => {
                 let Some(pattern) = pattern.first_chunk::<PATTERN_SIZE>() else { return INVALID_PARAMETERS };
-                let pattern = zerocopy::transmute!(*pattern);
+                let pattern: [u64; 2] = zerocopy::transmute!(*pattern);
+                let pattern = pattern.map(|word| word ^ first);
                 *values = if kind == probe::FILL_HEAP { self.fill(pattern) } else { self.check(pattern) };
             }
             probe::SIMD => values[0] = simd::survive(first, second, third),
