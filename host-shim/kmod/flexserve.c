@@ -197,13 +197,12 @@ static int flex_call(struct flex_vm *vm, struct flexserve_request *req, u64 op, 
 		ret = flex_errno(req->status);
 		if (req->status == NO_MEMORY) {
 			ret = ++rounds > TABLE_ROUNDS ? -ENOMEM : flex_tables_give(req->out[0]);
-			if (ret)
-				return ret;
-		} else if (ret == -EBUSY && time_before(jiffies, deadline)) {
-			usleep_range(50, 200);
-		} else {
-			break;
+			if (!ret)
+				continue;
 		}
+		if (ret != -EBUSY || time_after(jiffies, deadline))
+			break;
+		usleep_range(50, 200);
 	}
 	if (!ret && (op == OP_STATS || (op == OP_TABLES_RECALL && req->out[0]) || (op == OP_MEASURE && !req->out[0]))) {
 		memcpy(vm->list, rx, PAGE_SIZE);
@@ -271,19 +270,20 @@ static int flex_create(struct flex_vm *vm, struct flexserve_request *req)
 /* Gives count pages, at most STEP_PAGES. Adds those given to *given, also on error. */
 static int flex_give_step(struct flex_vm *vm, struct flexserve_request *req, u64 index, u64 contents, unsigned int count, u64 *given)
 {
-	unsigned int ranges, taken, stored = 0, done = 0;
+	unsigned int i, ranges, taken, stored = 0, done = 0;
 	int ret = flex_alloc(vm->batch, count, contents ? 0 : __GFP_ZERO, !(req->in[3] & FLEXSERVE_GIVE_MAPPABLE));
 
 	if (ret)
 		return ret;
 	/* Recorded before the hypervisor has them, since afterwards nothing may fail. */
 	for (; !ret && stored < count; stored += !ret) {
-		if (contents && copy_from_user(page_address(vm->batch[stored]),
-					       u64_to_user_ptr(contents + stored * PAGE_SIZE), PAGE_SIZE))
-			ret = -EFAULT;
-		else
-			ret = xa_insert(&vm->pages, index + stored, vm->batch[stored], GFP_KERNEL);
+		ret = xa_insert(&vm->pages, index + stored, vm->batch[stored], GFP_KERNEL);
+		if (ret == -EBUSY)
+			ret = -EEXIST;
 	}
+	for (i = 0; !ret && contents && i < count; i++)
+		if (copy_from_user(page_address(vm->batch[i]), u64_to_user_ptr(contents + i * PAGE_SIZE), PAGE_SIZE))
+			ret = -EFAULT;
 	while (!ret && done < count) {
 		ranges = flex_ranges(vm->batch + done, count - done, vm->list, &taken);
 		ret = flex_call(vm, req, OP_GIVE, vm->id, (index + done) * PAGE_SIZE, ranges, ranges * sizeof(*vm->list));

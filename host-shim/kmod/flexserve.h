@@ -11,7 +11,7 @@
  *   ENOMEM   the host is out of memory
  *   EINTR    a signal; what was done stays done
  *   ENXIO    this file has no partition; mmap: a page that may not be mapped
- *   EEXIST   CREATE: this file had a partition already
+ *   EEXIST   CREATE: this file had a partition already; GIVE: a page was given at this IPA already
  *   EFAULT   a bad address in the request
  *   EINVAL, EACCES, EOPNOTSUPP, ESHUTDOWN, ENODATA   the hypervisor (EINVAL, or the module) refused
  *   EIO      the hypervisor broke the protocol
