@@ -81,6 +81,17 @@ pub fn partition_root(slot: Slot) -> u64 {
     PARTITION_ROOTS.get(slot.index()).map_or(0, |root| root as *const Root as u64)
 }
 
+/// Whether a fault knob ([`hyp_core::knob`]) leaves a defence out: never in a shipped image.
+pub fn skips(knob: u64) -> bool {
+    #[cfg(feature = "fault-knobs")]
+    return lock().skips(knob);
+    #[cfg(not(feature = "fault-knobs"))]
+    {
+        let _ = knob;
+        false
+    }
+}
+
 /// Handles an SMC of the host.
 pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
     let outcome = lock().host_call(&mut Hardware, cpu, registers);

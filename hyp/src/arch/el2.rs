@@ -138,6 +138,19 @@ pub fn enter_partition(root: u64, vmid: u16) {
     isb();
 }
 
+/// Fault knobs: takes back what [`enter_partition`] set up against a partition's use of debug and performance registers,
+/// and of the CPU without end.
+#[cfg(feature = "fault-knobs")]
+pub fn weaken(register_traps: bool, interrupt_routing: bool) {
+    if register_traps {
+        msr!("mdcr_el2", mdcr(false));
+    }
+    if interrupt_routing {
+        msr!("hcr_el2", HCR_PARTITION & !(HCR_FMO | HCR_IMO | HCR_AMO));
+    }
+    isb();
+}
+
 /// Switches the control registers back to the host's.
 pub fn leave_partition(host_root: u64, host_vmid: u16) {
     msr!("cptr_el2", CPTR_HOST);

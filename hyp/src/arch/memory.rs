@@ -40,13 +40,13 @@ pub fn clean(base: usize, size: usize) {
 pub unsafe fn zero(base: usize, size: usize) {
     let dczid = mrs!("dczid_el0");
     let block = 4usize << (dczid & 0xf);
-    if dczid & 1 << 4 == 0 && (base | size) & (block - 1) == 0 {
+    if dczid & 1 << 4 == 0 && (base | size).is_multiple_of(16 * block) {
         let (mut at, end) = (base, base.saturating_add(size));
         while at < end {
             // SAFETY: zeroes memory that the caller gave up; stage 1 maps all RAM as normal memory.
             unsafe {
-                asm!("dc zva, {0}", "add {0}, {0}, {1}", inout(reg) at, in(reg) block, options(nostack))
-            };
+                asm!(".rept 16", "dc zva, {0}", "add {0}, {0}, {1}", ".endr", inout(reg) at, in(reg) block, options(nostack));
+            }
         }
     } else {
         // SAFETY: as above.

@@ -2,7 +2,7 @@
 
 use core::cell::UnsafeCell;
 use hyp_abi::service::{MAX_PARTITIONS, MAX_VCPUS};
-use hyp_core::{Exit, Next};
+use hyp_core::{Exit, Next, knob};
 use stage2::{HOST_VMID, Slot};
 
 use super::context::{El1, GuestTimer, HostSimd, HostTimer, Simd};
@@ -133,14 +133,19 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
     // Where the host goes on: exceptions of the partition overwrite both.
     let host_return = (mrs!("elr_el2"), mrs!("spsr_el2"));
     let host_el1 = El1::save(features);
+    let simd_switched = !world::skips(knob::SIMD_SWITCH);
     host_simd.save(features);
     let host_timer = HostTimer::save(features);
     gic::partition_interrupts(cpu, true);
 
     loop {
         el2::enter_partition(world::partition_root(slot), slot.vmid());
+        #[cfg(feature = "fault-knobs")]
+        el2::weaken(world::skips(knob::REGISTER_TRAPS), world::skips(knob::INTERRUPT_ROUTING));
         guest.el1.restore(features);
-        guest.simd.restore();
+        if simd_switched {
+            guest.simd.restore();
+        }
         guest.timer.restore();
         msr!("vbar_el2", &raw const guest_vectors as u64);
         el2::isb();
@@ -154,7 +159,9 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
         };
         // Policy may let another CPU enter this vCPU: before it is asked, nothing of it is left here.
         guest.timer.save();
-        guest.simd.save();
+        if simd_switched {
+            guest.simd.save();
+        }
         guest.el1 = El1::save(features);
         msr!("vbar_el2", &raw const host_vectors as u64);
         el2::leave_partition(world::host_root(), HOST_VMID);
@@ -175,7 +182,9 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
 
     gic::partition_interrupts(cpu, false);
     host_el1.restore(features);
-    host_simd.restore(features);
+    if simd_switched {
+        host_simd.restore(features);
+    }
     host_timer.restore(features);
     msr!("elr_el2", host_return.0);
     msr!("spsr_el2", host_return.1);
