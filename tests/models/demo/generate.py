@@ -17,8 +17,8 @@ import lexicon
 from templates import ARGUMENTS, HELD, PREFIX, SUFFIX, SUFFIX_AFTER_VERBATIM, TRAIN
 
 README_PROMPT = "wake me at half past six tomorrow"
-WEIGHT = {"set_alarm": 2, "send_message": 2, "create_event": 2, "add_reminder": 2, "play_music": 1.5, "navigate_to": 1.5,
-          "search_web": 1.5, "translate_text": 1.5, "add_to_list": 1.5}
+WEIGHT = {"set_alarm": 2, "send_message": 2.5, "create_event": 3, "add_reminder": 2, "play_music": 1.5, "navigate_to": 1.5,
+          "search_web": 1.5, "translate_text": 2.5, "add_to_list": 2}
 VERBATIM = ("name|name1|msg|title|a_title|task|song|artist|playlist|place|to_place|city|app|query|phrase|item|list").split("|")
 TEXT_ARGUMENTS = {"to", "text", "name", "title", "artist", "playlist", "place", "app", "query", "item", "list"}
 
@@ -28,6 +28,18 @@ DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 HELD_WORDS = {w.lower() for table in (lexicon.FIRST, lexicon.LAST, lexicon.RELATION, lexicon.PLACE, lexicon.SPOT,
                                       lexicon.WORDS, lexicon.APP, lexicon.LISTS)
               for entry in set(table["held"]) - set(table["train"]) for w in entry.split()}
+
+# A template with one of these names its tool whatever verb it uses: then the verb may be exchanged.
+NAMES_TOOL = re.compile(r"\b(alarm|timer|countdown|message|text|sms|calendar|diary|event|appointment|reminder|song|track|album|playlist|volume"
+                        r"|sound|brightness|directions|route|weather|forecast|app|application|web|google|internet|translation|list)\b"
+                        r"|\{(setting|photo|lang|list)\}")
+VERBS = """set put make get have give let take keep place fix try bring leave run use start open begin create add turn switch change move
+show find do say save push pull drop hold pick throw load help go order write enter check build prepare arrange manage choose select pass
+offer deliver produce see want request print""".split()
+WISHES = ["I'd like", "I would like", "I wish", "I'd love", "we need", "we want", "we would like", "we'd like", "let me have", "let us have",
+          "how about", "what about", "I could use", "it is time for", "please get me", "maybe"]
+WISHES_TO = ["I'd like to", "I would like to", "I wish to", "I'd love to", "we need to", "we want to", "we'd like to", "let me", "let us",
+             "I am going to", "I plan to", "help me", "it is time to", "is it possible to", "can we", "may I", "can I", "could I", "I'd rather"]
 
 
 def words_of(n, rng):
@@ -43,8 +55,25 @@ def capital(text):
     return text[:1].upper() + text[1:]
 
 
+def skeletons(templates):
+    """Every template with its choices made, in lower case and without punctuation: what training must not contain."""
+    def expand(pattern):
+        m = re.search(r"\(([^()]*)\)", pattern)
+        if m is None:
+            return [skeleton(pattern)]
+        return [e for option in m[1].split("|") for e in expand(pattern[: m.start()] + option + pattern[m.end() :])]
+    return {e for lines in templates.values() for line in lines for e in expand(line)}
+
+
+def skeleton(pattern):
+    return " ".join(re.findall(r"[\w{}']+", pattern.lower()))
+
+
+HELD_SKELETONS = skeletons(HELD)
+
+
 class Sampler:
-    """Draws (prompt, answer) pairs. `templates` and `names` name a split each; both are equal in the shipped files."""
+    """Draws (prompt, answer) pairs; a training sample never has the wording of a held-out template. `templates` and `names` name a split each; both are equal in the shipped files."""
 
     def __init__(self, seed, templates, names=None):
         self.rng = random.Random(seed)
@@ -79,6 +108,9 @@ class Sampler:
                 coda = ["", "", "", ""] + "b ck d f g k l ll m n nd ng nt p r rd rk rn rt s ss st t th x z".split()
                 word = "".join(r.choice(onset) + r.choice(nucleus) + (r.choice(coda) if self.chance(0.5) else "")
                                for _ in range(r.choice([1, 2, 2, 2, 3, 3])))
+            if self.chance(0.12):  # copying must survive repeated pieces
+                at = r.randrange(len(word))
+                word = r.choice([word + word, word + "ss", word[: at + 1] + word[at:], word + word[-2:]])[:14]
             if len(word) > 1 and word not in HELD_WORDS:
                 return word
 
@@ -387,6 +419,16 @@ class Sampler:
             return args["list"]
         raise ValueError(slot)
 
+    def vary(self, pattern):
+        """Exchanges the verb or the wish of a training template that stays clear without it."""
+        varied = pattern
+        if self.chance(0.35) and (m := re.match(r"I (want|need|would like|have|must)( to)? ", pattern)):
+            varied = self.rng.choice(WISHES_TO if m[2] else WISHES) + " " + pattern[m.end() :]
+        elif self.chance(0.2) and NAMES_TOOL.search(pattern) and (m := re.match(r"[a-z]+ ", pattern)) and m[0].strip() in VERBS:
+            verb = self.pseudo() if self.chance(0.2) else self.rng.choice(VERBS)
+            varied = verb + pattern[m.end() - 1 :]
+        return varied
+
     # Whole samples
 
     def sample(self, tool=None):
@@ -400,15 +442,21 @@ class Sampler:
 
     def attempt(self, tool):
         r, args = self.rng, {}
-        template = r.choice(self.templates[tool])
-        question = template.startswith("=")
-        pattern = re.sub(" +", " ", self.choose(template.lstrip("="))).strip()
+        while True:
+            template = r.choice(self.templates[tool])
+            question = template.startswith("=")
+            pattern = re.sub(" +", " ", self.choose(template.lstrip("="))).strip()
+            if self.templates is TRAIN:
+                pattern = self.vary(pattern)
+            if self.templates is HELD or skeleton(pattern) not in HELD_SKELETONS:
+                break
         starts = re.match(r'"?\{(\w+)\}', pattern)
         starts = bool(starts) and starts[1] in VERBATIM
         ends = re.search(r"\{(\w+)\}$", pattern)
         ends = bool(ends) and ends[1] in VERBATIM
         text = re.sub(r"\{(\w+)\}", lambda m: self.slot(m[1], args), pattern)
         text = re.sub(" +", " ", text).replace(" ,", ",").strip()
+        text = re.sub(r"\b([Aa]) (?=(alarm|image|album)\b)", r"\1n ", text)
         if text.count(" :"):
             text = text.replace(" :", r.choice([":", " :"]))
 

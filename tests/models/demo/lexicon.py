@@ -141,10 +141,22 @@ MESSAGE = {
     my {w} is (on|in|under|at|with) the {w}
     we have {n} {w} for the {w}
     it is too {w} for me
+    (that's|that is|this is|it's|it was) (a|the|my|so|very|too|) {w}
+    that {w} (is|was|looks) {w}
+    what (a|is the|about the) {w}
+    (is|are|was|will) the {w} {w}
+    (to|in|on|with|for|by|at) the {w}
+    (it|he|she|nobody|everybody|somebody) (is|was|will be|has) {w} (in|on|at|for|with) the {w}
+    (he|she|they|we) (said|told me|saw|got|made|had|lost) {n} {w}
+    {n} to {n} for the {w}
+    (one|two|three) {w} and (one|two|three) {w}
+    (let|make|keep|give|show|tell|bring|take|get) me (the|a|your) {w}
     your {w} is ready
     thanks for the {w} and the {w}
     could we meet at {n} instead
     there is no {w} in the {w}
+    {w} was {w} by {name}
+    I (will|would|can|cannot) {w} the {w} (now|then|there|again|today)
     """,
     "held": """
     (the plumber|our guest|your parcel|the taxi) has (just|finally) arrived

@@ -47,6 +47,17 @@ TRAIN = {
     ={daily} wake me (up|) at {time}
     wake me (up|) at {time} {daily}
     (set|make) (a daily|a repeating|a) alarm at {time} {daily}
+    (have|get) an alarm (ready|set|ringing|waiting) {when}
+    =I'd like to be woken (up|) {when}
+    =I'd like to be (up|out of bed|awake) (by|before) {whenfor}
+    =my alarm (should|must|has to) (ring|go off|sound) {when}
+    =there should be an alarm {when}
+    (let|make) my phone (wake me|ring|buzz) {when}
+    (give|get) (me|us) a wake up call {when}
+    =we (have to|must|need to) (get up|wake up|be up) {when}
+    =can you have me (up|awake) by {whenfor}
+    another alarm {when}
+    =next alarm: {whenfor}
     """,
     "set_timer": """
     (set|start|create|make|put|run|begin) (a|the|my|one|another) timer (for|of|with) {amount}
@@ -65,6 +76,18 @@ TRAIN = {
     (set|start) (the|a) (egg|kitchen|cooking|tea|pasta|oven|workout|nap) timer (for|to) {amount}
     (give me|have) {amount} on the (clock|timer)
     (count|time) (down from|me for) {amount}
+    (put|get) a timer on for {amount}
+    (give me|start) {amount}
+    =how about a timer (of|for) {amount}
+    =wake the timer in {amount}
+    (let|have) the timer (run|go) (for|) {amount}
+    (buzz|ring|call|signal) (me|) (in|after|when) {amount} (are done|have gone|)
+    (do|make|open) a {amount1} (timer|countdown)
+    =there should be a timer for {amount}
+    another timer, {amount}
+    =countdown of {amount}
+    time me for {amount}
+    =shout after {amount}
     """,
     "send_message": """
     (send|write|shoot) (a|an|another|one) (message|text|sms|note) to {name} (saying|that says|with the text|with|which says) {msg}
@@ -88,6 +111,20 @@ TRAIN = {
     (reply|respond|answer) to {name} (with|saying|that) {msg}
     (inform|notify) {name} that {msg}
     (ask|remind) {name} (this|in a message|by text): {msg}
+    (mention|report|explain|announce|write|repeat) to {name} that {msg}
+    make {name} aware that {msg}
+    pass on to {name} that {msg}
+    ={name} (should|must|needs to|has to) (know|hear|be informed|learn) that {msg}
+    =(can|would) {name} be (informed|notified|texted) that {msg}
+    (prepare|create|draft|type|make) a (message|text|note|sms) (to|for) {name} (that says|saying|which reads|with): {msg}
+    (prepare|create|draft|type) a (message|text) (to|for) {name} (that says|saying|with) {msg}
+    (give|forward|get) {name} (this|the following) (message|text|note): {msg}
+    (give|forward|get) {name} the message that {msg}
+    (text|write|send|message) {name} the following: {msg}
+    =message for {name}: {msg}
+    =text for {name} saying {msg}
+    (post|get) a (message|note) to {name} saying {msg}
+    quick (message|text) to {name}: {msg}
     """,
     "call_contact": """
     (call|ring|phone|dial) {name}
@@ -105,6 +142,19 @@ TRAIN = {
     (start|begin) (calling|a conversation with) {name}
     (call|phone) {name} (on|at) (the|their) (phone|mobile|cell)
     call {name} (back|again|right away|right now|immediately)
+    (begin|make|set up) a (phone|voice|quick|short) call (to|with) {name}
+    (place|do|set up) a quick (call|ring) (to|with) {name}
+    (try|reach|contact|get hold of) {name} (by phone|on the phone)
+    =may I (speak|talk) (to|with) {name}
+    =could you get me {name} on the (line|phone)
+    =I'd like {name} on the (phone|line)
+    =let us (call|phone|ring) {name}
+    =time to (call|phone|ring) {name}
+    =is it possible to (call|talk to|speak to) {name}
+    (put|patch) me through to {name} {speaker}
+    (have|let) me (talk|speak) (to|with) {name}
+    (return|make) {name}'s call
+    (call|ring|dial) {name} now {speaker}
     """,
     "create_event": """
     (schedule|book|plan|create|add|arrange|set up|organise|put) {a_title} {whend}
@@ -124,6 +174,20 @@ TRAIN = {
     (set up|make) an appointment {whend} for {title}
     =I (want|need) to (schedule|plan|book) {a_title} {whend}
     (add|put) {title} {whend} (to|in) my calendar
+    (get|have) {a_title} (planned|booked|arranged|noted|put down) for {whendfor}
+    (see that|make sure) {a_title} is (in|on) my calendar {whend}
+    (pencil|write|mark|note) {title} in for {whendfor}
+    =there's {a_title} {whend}, (note it|write it in my diary|add it to the calendar|schedule it)
+    =there will be {a_title} {whend}, (mark it in my calendar|note it down)
+    =we have {a_title} {whend}, (put that in my calendar|please save it)
+    =my calendar (needs|should have) {a_title} {whend}
+    (make|create|add|write) a (diary|schedule|calendar) entry for {title} {whend}
+    (make|add|open) a new (event|entry) {whend} (for|:) {title}
+    (write|store|record|insert) {title} {whend} in (my|the) (calendar|agenda|diary)
+    (reserve|keep|hold|block) {whendfor} for {a_title}
+    (submit|record|insert) a new (event|entry|appointment) : {title} {whend}
+    =let's (have|do|schedule|plan) {a_title} {whend}
+    (create|add) the event {title} {whend}
     """,
     "add_reminder": """
     remind me to {task}
@@ -148,6 +212,19 @@ TRAIN = {
     =I want you to remind me to {task} {maybewhen}
     ={maybewhen} remind me to {task}
     ={maybewhen}, remind me to {task}
+    (leave|drop|get) me a (reminder|note) to {task} {maybewhen}
+    (leave|write|get) me a reminder {maybewhen} to {task}
+    =I'd like to be reminded to {task} {maybewhen}
+    =I'd like to be reminded {maybewhen} to {task}
+    =can I get a reminder to {task} {maybewhen}
+    =please see that I do not forget to {task} {maybewhen}
+    =I (can't|cannot|mustn't|shouldn't) forget to {task} {maybewhen}
+    (keep|stop) me from forgetting to {task} {maybewhen}
+    (keep in mind|remember) that I (have to|need to|must|should) {task} {maybewhen}
+    (put|place|have) a reminder in to {task} {maybewhen}
+    =another reminder: {task} {maybewhen}
+    =a reminder {maybewhen} to {task}
+    (bug|poke|warn) me {maybewhen} to {task}
     """,
     "play_music": """
     play {song} by {artist}
@@ -173,6 +250,21 @@ TRAIN = {
     (play|shuffle) the {playlist} mix playlist
     =I (want|would like) to (hear|listen to) (my|the) {playlist} playlist
     (play|start) (music|songs) from (my|the) {playlist} playlist
+    (let us|let me|we want to|we'd like to) (hear|listen to|enjoy) {song} by {artist}
+    (find|bring up|look for) {song} by {artist} and play it
+    (find|get|bring up) the (song|track|tune) {song} and play it
+    =how about {song} by {artist}
+    =I (feel like|am in the mood for) (listening to|hearing|) {song} by {artist}
+    =I (feel like|am in the mood for) (something|some music|songs) by {artist}
+    (give|get|bring) (me|us) (the song|the track|) {song} by {artist}
+    (play|bring) (us|me) {song} by {artist}
+    (play|bring) (us|me) (something|some music|a song|a tune) (by|from) {artist}
+    (begin|resume|continue|go on with) (the song|the track) {song}
+    (put|get|have) (my|the) {playlist} playlist (playing|running|going)
+    (run|open|use|begin|resume) (my|the) {playlist} playlist
+    (put|have) the (song|track|tune) {song} by {artist} on
+    music by {artist}
+    =the (song|track|tune) {song} (please|)
     """,
     "set_volume": """
     (set|turn|put|change|adjust|bring|move) (the|my|) (volume|sound|sound level|media volume|speaker volume) to {level}
@@ -187,6 +279,15 @@ TRAIN = {
     ={level} volume
     {mute}
     {loudest}
+    (have|leave|hold|fix) the (volume|sound) (set|fixed|) (to|at|on) {level}
+    =the volume (has to|must|ought to|needs to) be {level}
+    (give|get) me {level} volume
+    (push|pull|crank|drop|drag|slide) the (volume|sound) (up|down|) to {level}
+    =sound volume: {level}
+    =let's have the (volume|sound) (at|on) {level}
+    (speaker|media|phone|music) volume (to|at|) {level}
+    =how about {level} volume
+    volume level {level}
     """,
     "set_brightness": """
     (set|turn|put|change|adjust|bring|move) (the|my|) (brightness|screen brightness|display brightness|screen light) to {level}
@@ -202,6 +303,15 @@ TRAIN = {
     ={level} brightness
     {dimmest}
     {brightest}
+    (have|leave|hold|fix) the (brightness|screen|display) (set|fixed|) (to|at|on) {level} (brightness|)
+    =the brightness (has to|must|ought to|needs to) be {level}
+    (give|get) me {level} brightness
+    (push|pull|crank|drop|drag|slide) the (brightness|screen brightness) (up|down|) to {level}
+    =let's have the (brightness|screen|display) (at|on) {level}
+    (phone|monitor|backlight) brightness (to|at|) {level}
+    =how about {level} brightness
+    brightness level {level}
+    set the backlight to {level}
     """,
     "toggle_setting": """
     (turn|switch) {on} {setting}
@@ -218,6 +328,17 @@ TRAIN = {
     =(make sure|check that|ensure) (that|) {setting} is {on}
     =(is|are) {setting} on? (turn|switch) it {on}
     go {on} with {setting}
+    (leave|keep|hold|flip) {setting} {on}
+    =let's (have|put|turn|switch) {setting} {on}
+    =please, {setting} {on}
+    =can I have {setting} {on}
+    =we (need|want) {setting} (turned|switched|) {on}
+    =it would be (good|great|helpful) to have {setting} {on}
+    ={setting} (should|must|has to|needs to) be {on}
+    (bring|take) {setting} {on}
+    =how about {setting} {on}
+    =I'd (love|prefer) {setting} {on}
+    (flip|put) {on} {setting}
     """,
     "navigate_to": """
     (navigate|go|head|route|guide me|bring me|take me) to {place}
@@ -237,6 +358,20 @@ TRAIN = {
     =I (want|need|have|would like) to (go|get|travel) to {place} {mode}
     (find|plan|calculate) (a|the|my) (way|route|trip|journey) to {place}
     =(where is|where's) {place} and how do I get there
+    =what (way|road|route) (leads|goes|is it) to {place}
+    =which (road|route|direction) (leads|goes|do I take) to {place}
+    =which way (do I go|is it) to {place} {mode}
+    (make|create|start|open|prepare) (a|the) (route|way) to {place}
+    (make|create|start|open|prepare) (a|the) (route|trip) to {place} {mode}
+    (direct|steer|point|send|escort) me to {place}
+    (direct|steer|point|send) me to {place} {mode}
+    =let's (go|head|travel) to {place}
+    =let's (go|head|travel) to {place} {mode}
+    =I (am going|am heading|must get|wish to go) to {place} {mode}
+    =I'd like (the way|a route|to go) to {place}
+    =what's the way to {place} {mode}
+    (help|assist) me (reach|find) {place}
+    =could you get us to {place}
     """,
     "get_weather": """
     =(what is|what's|how is|how's) the (weather|forecast|weather forecast|weather like)
@@ -263,6 +398,20 @@ TRAIN = {
     =(do I need|should I take|will I need) (an umbrella|a coat|a jacket|sunglasses) in {city} {dayw}
     =how (cold|warm|hot|windy) (is it|will it be|is it going to be) in {city} {dayw}
     =how (cold|warm|hot|windy) (is it|will it be|is it going to be) {dayw}
+    =is there any (rain|snow|sun|wind|fog) (coming|expected|) in {city} {dayw}
+    =is there any (rain|snow|sun|wind|fog) (coming|expected|) {dayw}
+    =(will there be|do we get|do we expect|expect) (rain|snow|sun|wind|fog|a storm) in {city} {dayw}
+    =what (does|will) the (sky|weather|forecast) (say|look like|be like|do) in {city} {dayw}
+    =how (is|will) the weather (be|get|turn out|) in {city} {dayw}
+    =how will the weather be {dayw}
+    =I (want|need) to know the (weather|forecast|temperature) in {city}
+    =I (want|need) to know the (weather|forecast) {dayw}
+    =what sort of (weather|day) (do they have|will it be|is it) in {city} {dayw}
+    (read|find|bring) me the (weather|forecast) (for|in) {city} {dayw}
+    (have|take) a look at the weather (in|for) {city}
+    (look at|see|pull up) the (weather|forecast) (in|for) {city} {dayw}
+    =what's it like outside {dayw}
+    =what's it like outside in {city}
     """,
     "open_app": """
     (open|launch|start|run|show|load|open up|fire up|bring up) {app}
@@ -277,6 +426,18 @@ TRAIN = {
     =let me (see|use|open) the {app} app
     (show|bring|pull up) me {app}
     ={app} app
+    (get|have|put) (the|my|) {app} (app|application) (running|up|launched|loaded|on screen)
+    (get|bring) me (into|to) the {app} (app|application)
+    (activate|begin|display|enter|access|use) the {app} (app|application)
+    (activate|access|enter|display) {app}
+    =can you (bring up|show me|get me) the {app} (app|application)
+    =I (wish|have) to (open|use|check) the {app} (app|application)
+    =let's (open|use|start|see) the {app} app
+    =how about the {app} app
+    =where is the {app} app, open it
+    =the {app} (app|application)
+    start up {app}
+    open {app} for me
     """,
     "search_web": """
     (search|look) for {query}
@@ -293,6 +454,19 @@ TRAIN = {
     =what does (the web|the internet|google) say about {query}
     (check|look|search) (google|the web|the internet) for {query}
     (find|get) (information|info|something|out) (about|on) {query}
+    (use|ask|consult|try) (google|the internet|the net) (to find|for|about) {query}
+    (ask|query) (google|the web) {query}
+    (go online|go on the web|go to google) and (find|search|look up) {query}
+    (please|) find {query} (on|in|using) (google|the internet|the web)
+    (begin|do|perform|make|launch) (an|a) (internet|online|web|google) (search|query) (for|about|on|of) {query}
+    =let's (search|google|look up|search for) {query}
+    =I'm (looking for|searching for|trying to find) {query} (online|on the web)
+    =can (the web|you|the internet) (find|tell me|look up) {query}
+    =what can you find (online|on the web) about {query}
+    =time to (google|look up|search for) {query}
+    =help me (google|look up|search for|research) {query}
+    (let me|let us) (google|look up|search for) {query}
+    web results for {query}
     """,
     "translate_text": """
     translate {phrase} (to|into|in) {lang}
@@ -312,6 +486,21 @@ TRAIN = {
     ={lang} (translation|translate|for): {phrase}
     ={phrase} in {lang}
     tell me how to say {phrase} in {lang}
+    =how (is|are|would) {phrase} (written|expressed|pronounced|spelled|translated) in {lang}
+    =how does one say {phrase} in {lang}
+    =how do (people|they) say {phrase} in {lang}
+    =tell me what {phrase} (would be|means|sounds like) in {lang}
+    =can you tell me what {phrase} means in {lang}
+    =I (wonder|want to know) how to say {phrase} in {lang}
+    =I (wonder|want to know|need to know) what {phrase} is called in {lang}
+    =I'd love to (say|write|tell them) {phrase} in {lang}
+    (show me|speak|read|print|type) {phrase} in {lang}
+    (change|switch|make) (the words|the phrase|the text) {phrase} (to|into) {lang}
+    (give|find|bring) me the {lang} (words|phrase|sentence) for {phrase}
+    (look for|search|check) the {lang} (phrase|expression|translation) for {phrase}
+    =what would {phrase} be in {lang}
+    =what is the {lang} for {phrase}
+    =the {lang} (word|translation) for {phrase}
     """,
     "add_to_list": """
     (add|put|write|append|include) {item} (to|on|onto|in) (my|the|our|) {list} list
@@ -328,6 +517,19 @@ TRAIN = {
     (make|take) a note of {item} on (my|the|our) {list} list
     =(don't|do not) forget {item} on (my|the|our) {list} list
     =(my|the|our) {list} list (needs|should have|is missing|should include) {item}
+    (get|have|see) {item} (put|placed|noted|written|included) (on|onto|in) (my|the|our) {list} list
+    =let's (add|write|have|get) {item} (to|on|onto) (my|the|our) {list} list
+    =let us (add|put) {item} (to|on) (my|the|our) {list} list
+    =another (one|thing|item) (for|on) (my|the|our) {list} list: {item}
+    =something for (my|the|our) {list} list: {item}
+    =I'd like to have {item} (on|added on) (my|the|our) {list} list
+    (set|drop|throw|leave) {item} (on|onto|in) (my|the|our) {list} list
+    (record|register|list|mark|log) {item} (on|in) (my|the|our) {list} list
+    =(on|for) (my|the|our) {list} list: {item}
+    =can {item} go (on|onto) (my|the|our) {list} list
+    =(my|the|our) {list} list (is short of|lacks|could use) {item}
+    =we (need|want) {item} on (my|the|our) {list} list
+    expand (my|the|our) {list} list (by|with) {item}
     """,
     "take_photo": """
     (take|snap|shoot|capture|make|click|get) {photo}
@@ -340,6 +542,17 @@ TRAIN = {
     (wait|count) {delay} (and|then|and then) (take|snap|shoot) {photo}
     ={photo}
     ={photo} in {delay}
+    =how about {photo}
+    =could we (get|do) {photo}
+    =we (want|need|would like) {photo}
+    =can you (do|get|grab) {photo}
+    (get|be) ready to (take|shoot) {photo} in {delay}
+    (prepare|set up) {photo} (in|with) {delay}
+    =let us (take|have|do) {photo} in {delay}
+    (grab|get|do|record|produce) {photo}
+    =I'd love {photo}
+    =it's time (for|to take) {photo}
+    =may I have {photo} (in|after) {delay}
     """,
 }
 

@@ -7,8 +7,8 @@ Keeps the tokenised data and the last checkpoint in WORK. Runs on one CPU thread
 
 import argparse
 import collections
+import itertools
 import json
-import math
 import pathlib
 import random
 import time
@@ -63,7 +63,9 @@ def batches(index, tokens, rng):
                 end = start
                 while end < len(chunk) and (end - start + 1) * index[chunk[end], 2] <= tokens:
                     end += 1
-                groups.append(chunk[start:end])
+                # A short rest would make a noisy step: let it wait for another epoch.
+                if (end - start) * index[chunk[end - 1], 2] > tokens * 3 // 4:
+                    groups.append(chunk[start:end])
                 start = end
             rng.shuffle(groups)
             yield from groups
@@ -110,7 +112,8 @@ def main():
     parser.add_argument("--vocabulary", type=int, default=1024)
     parser.add_argument("--samples", type=int, default=300000)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--tokens", type=int, default=6144, help="tokens in a batch")
+    parser.add_argument("--minutes", type=float, help="let the schedule follow the clock and end then, instead of after --steps")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--lr", type=float, default=0.02, help="of Muon; AdamW, for embedding and norms, uses 0.2 times it")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=128)
@@ -159,7 +162,10 @@ def main():
 
     rng, start, seen, running = np.random.default_rng(args.seed), time.time(), 0, None
     stream = batches(index, args.tokens, rng)
-    for step in range(args.steps):
+    for step in itertools.count():
+        part = (time.time() - start) / 60 / args.minutes if args.minutes else step / args.steps
+        if part >= 1:
+            break
         chosen = index[next(stream)]
         length = int(chosen[:, 2].max())
         column = np.arange(length)
@@ -173,15 +179,14 @@ def main():
             o.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        part = step / args.steps
-        scale = min(1, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
+        scale = min(1, (step + 1) / 50) * max(0.01, 1 - part)
         for o, rates in zip(optimizers, base):
             for group, rate in zip(o.param_groups, rates):
                 group["lr"] = rate * scale
             o.step()
         seen += int(inside.sum())
         running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
-        if step % 20 == 0 or step == args.steps - 1:
+        if step % 20 == 0:
             now = time.time() - start
             print(f"step {step} loss {running:.4f} samples/batch {len(chosen)} tokens/s {seen / now:.0f} {now:.0f} s", flush=True)
         if (step + 1) % args.checkpoint_every == 0:
