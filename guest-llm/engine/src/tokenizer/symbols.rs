@@ -10,19 +10,29 @@ use crate::{Error, Result};
 /// A piece of the text, in a doubly linked list of those that are left. Empty once merged into its left neighbour.
 #[derive(Clone, Debug)]
 struct Symbol {
-    range: Range<usize>,
-    previous: Option<usize>,
-    next: Option<usize>,
+    start: u32,
+    end: u32,
+    previous: u32,
+    next: u32,
 }
+
+impl Symbol {
+    fn range(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// No neighbour.
+const NONE: u32 = u32::MAX;
 
 /// Two neighbours that may be merged. The greatest goes first: the lowest rank, then the leftmost.
 #[derive(Debug, PartialEq, Eq)]
 struct Pair<R> {
     rank: R,
-    left: usize,
-    right: usize,
+    left: u32,
+    right: u32,
     /// Bytes of both when the pair was found; it is outdated when they differ.
-    length: usize,
+    length: u32,
 }
 
 impl<R: Ord> Ord for Pair<R> {
@@ -58,6 +68,9 @@ impl<R: Ord> Merger<R> {
         text: &str,
         rank: impl Fn(Range<usize>, Range<usize>) -> Option<R>,
     ) -> Result<impl Iterator<Item = Range<usize>> + 's> {
+        let too_long =
+            |_| Error::TooMany { what: "bytes of text", count: text.len() as u64, limit: NONE.into() };
+        u32::try_from(text.len()).map_err(too_long)?;
         let count = text.chars().count();
         self.symbols.clear();
         self.queue.clear();
@@ -68,48 +81,45 @@ impl<R: Ord> Merger<R> {
             self.symbols.try_reserve_exact(count).and_then(|()| self.queue.try_reserve_exact(pairs));
         reserved.map_err(|_| Error::OutOfMemory { bytes })?;
 
-        for (index, (start, c)) in text.char_indices().enumerate() {
-            let range = start..start + c.len_utf8();
-            let next = (index + 1 < count).then_some(index + 1);
-            self.symbols.push(Symbol { range, previous: index.checked_sub(1), next });
+        for (index, (start, c)) in (0u32..).zip(text.char_indices()) {
+            let (start, end) = (start as u32, (start + c.len_utf8()) as u32);
+            let next = if end as usize == text.len() { NONE } else { index + 1 };
+            self.symbols.push(Symbol { start, end, previous: index.wrapping_sub(1), next });
         }
-        for right in 1..count {
-            self.find_pair(Some(right - 1), Some(right), &rank);
+        for right in 1..count as u32 {
+            self.find_pair(right - 1, right, &rank);
         }
         while let Some(pair) = self.queue.pop() {
             self.merge_pair(&pair, &rank);
         }
-        Ok(self.symbols.iter().map(|symbol| symbol.range.clone()).filter(|range| !range.is_empty()))
+        Ok(self.symbols.iter().map(Symbol::range).filter(|range| !range.is_empty()))
     }
 
-    fn find_pair(
-        &mut self,
-        left: Option<usize>,
-        right: Option<usize>,
-        rank: &impl Fn(Range<usize>, Range<usize>) -> Option<R>,
-    ) {
-        let (Some(left), Some(right)) = (left, right) else { return };
-        let (Some(a), Some(b)) = (self.symbols.get(left), self.symbols.get(right)) else { return };
-        if let Some(rank) = rank(a.range.clone(), b.range.clone()) {
-            let length = a.range.len() + b.range.len();
-            self.queue.push(Pair { rank, left, right, length });
+    /// Queues two symbols, if they are neighbours and have a rank.
+    fn find_pair(&mut self, left: u32, right: u32, rank: &impl Fn(Range<usize>, Range<usize>) -> Option<R>) {
+        let (Some(a), Some(b)) = (self.symbols.get(left as usize), self.symbols.get(right as usize)) else {
+            return;
+        };
+        if let Some(rank) = rank(a.range(), b.range()) {
+            self.queue.push(Pair { rank, left, right, length: b.end - a.start });
         }
     }
 
     fn merge_pair(&mut self, pair: &Pair<R>, rank: &impl Fn(Range<usize>, Range<usize>) -> Option<R>) {
-        let Ok([left, right]) = self.symbols.get_disjoint_mut([pair.left, pair.right]) else { return };
-        let length = left.range.len() + right.range.len();
-        if left.range.is_empty() || right.range.is_empty() || length != pair.length {
+        let indices = [pair.left as usize, pair.right as usize];
+        let Ok([left, right]) = self.symbols.get_disjoint_mut(indices) else { return };
+        // Merged symbols leave no gaps: that both are as long as they were means that neither has changed.
+        if left.range().is_empty() || right.range().is_empty() || right.end - left.start != pair.length {
             return;
         }
-        left.range.end = right.range.end;
-        right.range = right.range.end..right.range.end;
+        left.end = right.end;
+        right.start = right.end;
         left.next = right.next;
         let (previous, next) = (left.previous, left.next);
-        if let Some(next) = next.and_then(|next| self.symbols.get_mut(next)) {
-            next.previous = Some(pair.left);
+        if let Some(next) = self.symbols.get_mut(next as usize) {
+            next.previous = pair.left;
         }
-        self.find_pair(previous, Some(pair.left), rank);
-        self.find_pair(Some(pair.left), next, rank);
+        self.find_pair(previous, pair.left, rank);
+        self.find_pair(pair.left, next, rank);
     }
 }
