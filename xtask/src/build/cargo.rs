@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::failure::{Code, Failure};
 use crate::paths::Paths;
 use crate::process;
 use crate::setup::toolchain::{GUEST_TARGET, HYP_TARGET, LINUX_TARGET, Route, Toolchain};
@@ -78,10 +79,19 @@ pub fn command(paths: &Paths, toolchain: &Toolchain, package: &Package, verb: &s
     command
 }
 
-/// Builds a package and returns the folder of its programs.
+/// Builds a package and returns the folder of its programs. Says nothing unless it fails: warnings are for `check`.
 pub fn build(paths: &Paths, toolchain: &Toolchain, package: &Package) -> Result<PathBuf> {
-    process::streamed(&mut command(paths, toolchain, package, "build"))
-        .with_context(|| format!("building {} for {}", package.name, package.target))?;
+    let mut command = command(paths, toolchain, package, "build");
+    let result = command.output().with_context(|| format!("cannot start `{}`", process::shown(&command)))?;
+    if !result.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&result.stderr));
+        return Err(Failure::new(
+            Code::Failed,
+            format!("{} does not build for {} ({})", package.name, package.target, result.status),
+            "the sources, or a dependency that cannot be fetched",
+            "see the compiler's messages above",
+        ));
+    }
     Ok(paths.target(target_dir(package)).join(package.target).join("release"))
 }
 

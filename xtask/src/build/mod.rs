@@ -88,19 +88,26 @@ pub fn main(paths: &Paths, setup: &Setup) -> Result<()> {
     Ok(())
 }
 
-/// Builds every part that the checkout has.
-pub fn all(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
+/// Builds the hypervisor alone: all that a foreign host kernel needs.
+pub fn hypervisor(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
     let _lock = paths.lock("build")?;
-    let toolchain = &setup.toolchain;
     let mut products = Products::default();
-    let step = |what: &str| eprintln!("build: {what}");
     if is_bare_metal(paths, "hyp") {
-        step("hypervisor");
+        eprintln!("build: hypervisor");
         let package = if variant == Variant::Shipped { cargo::HYP } else { cargo::HYP_KNOBS };
-        let elf = cargo::build(paths, toolchain, &package)?.join(package.name);
+        let elf = cargo::build(paths, &setup.toolchain, &package)?.join(package.name);
         products.hypervisor = Some(flat(&elf)?);
         products.hypervisor_elf = Some(elf);
     }
+    Ok(products)
+}
+
+/// Builds every part that the checkout has.
+pub fn all(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
+    let mut products = hypervisor(paths, setup, variant)?;
+    let _lock = paths.lock("build")?;
+    let toolchain = &setup.toolchain;
+    let step = |what: &str| eprintln!("build: {what}");
     if is_bare_metal(paths, "guest-llm") {
         step("partition");
         let dir = cargo::build(paths, toolchain, &cargo::GUEST)?;

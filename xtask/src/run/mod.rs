@@ -50,9 +50,10 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
     report.model = model.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     check(args)?;
     let setup = setup::ensure(paths)?;
-    let products = build::all(paths, &setup, Variant::Shipped)?;
-    let (dir, _lock) = paths.state("run", "run")?;
     let custom = args.host_kernel.is_some();
+    let build = if custom { build::hypervisor } else { build::all };
+    let products = build(paths, &setup, Variant::Shipped)?;
+    let (dir, _lock) = paths.state("run", "run")?;
     let (kernel, initrd) = match &args.host_kernel {
         Some(kernel) => {
             let initrd = args.host_initrd.as_deref().map(read_argument).transpose()?;

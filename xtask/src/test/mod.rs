@@ -45,7 +45,15 @@ pub fn main(paths: &Paths, args: &TestArgs) -> Result<ExitCode> {
     let filter = args.filter.as_deref().unwrap_or("");
     let mut verdicts = Verdicts::default();
     cargo_tests::run_static(paths, Some(&setup), filter, &mut verdicts);
-    cargo_tests::run_unit(paths, filter, &mut verdicts)?;
+    // A filter that begins with the name of a suite means that suite alone; the host tests need not be built for it.
+    let named = filter.split_once("::").map(|(suite, _)| suite);
+    let is_suite = |name: &str| {
+        [commands::SUITE, cargo_tests::STATIC].contains(&name)
+            || suites.iter().any(|suite| suite.name == name)
+    };
+    if !named.is_some_and(is_suite) {
+        cargo_tests::run_unit(paths, filter, &mut verdicts)?;
+    }
     for suite in &suites {
         suite::run(paths, &setup, suite, filter, &mut verdicts)?;
     }
