@@ -33,6 +33,8 @@ struct Finished {
     boot_ms: f64,
     /// System counter when user space was up.
     ticks: u64,
+    /// Ticks that the hypervisor spent zeroing RAM before the host started; 0 without it.
+    scrub: u64,
     /// What the job reported.
     counters: Map<String, Value>,
 }
@@ -122,7 +124,9 @@ fn follow(mut vm: Vm, dir: &Path) -> Result<Finished> {
             format!("read {}", dir.join("serial.log").display()),
         )
     })?;
-    Ok(Finished { boot_ms, ticks, counters: result })
+    let log = std::fs::read_to_string(dir.join("trusted.log")).unwrap_or_default();
+    let scrub = log.split("RAM scrubbed in ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    Ok(Finished { boot_ms, ticks, scrub: scrub.unwrap_or(0), counters: result })
 }
 
 /// Median, tenth and ninetieth percentile.
