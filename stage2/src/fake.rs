@@ -159,16 +159,18 @@ impl FakeMachine {
     /// Writes the first word of a page as software under `vmid` on `core`. The line is evicted and stays in the cache
     /// as well, the worst case for whoever forgets either. False: it faults.
     pub fn write(&mut self, core: usize, vmid: u16, ipa: Ipa, word: u64) -> bool {
-        match self.translate(core, vmid, ipa.0) {
-            Some(cached) if cached.desc & 1 << 7 != 0 => {
-                let mut bytes = self.bytes(cached.pa, true);
-                Arc::make_mut(&mut bytes)[0] = word;
-                let page = self.pages.entry(cached.pa).or_default();
-                (page.cache, page.memory) = (Some(bytes.clone()), Some(bytes));
-                true
-            }
-            _ => false,
+        let dirty = self.write_back(core, vmid, ipa, word);
+        if let Some(page) = dirty.and_then(|page| self.pages.get_mut(&page)) {
+            page.memory = page.cache.clone();
         }
+        dirty.is_some()
+    }
+
+    /// The same, but the line stays dirty: memory keeps what it had. Returns the page; `None`: it faults.
+    pub fn write_back(&mut self, core: usize, vmid: u16, ipa: Ipa, word: u64) -> Option<u64> {
+        let cached = self.translate(core, vmid, ipa.0).filter(|cached| cached.desc & 1 << 7 != 0)?;
+        *self.word_mut(Pa(cached.pa), 0) = word;
+        Some(cached.pa)
     }
 
     /// Whether software under `vmid` on `core` could execute the page.

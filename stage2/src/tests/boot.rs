@@ -48,6 +48,48 @@ fn pieces_that_adjoin_become_blocks() {
 }
 
 #[test]
+fn pieces_that_adjoin_above_become_blocks() {
+    let mut w = World::bare(8);
+    w.fm.boot_map_host(&mut w.m, Pa(RAM + MIB2 + PAGE_SIZE), MIB2 - PAGE_SIZE, HostMemory::Ram).unwrap();
+    w.fm.boot_map_host(&mut w.m, Pa(RAM), MIB2 + PAGE_SIZE, HostMemory::Ram).unwrap();
+    w.check();
+    let census = w.fm.census();
+    assert_eq!((census.leaves_1g, census.leaves_2m, census.leaves_4k, census.tables_used), (0, 2, 0, 1));
+}
+
+#[test]
+fn descriptors_split_and_merge_inversely() {
+    let block = desc::Desc::host(3 << 30, 1, HostMemory::Ram);
+    let owner = desc::Desc::owner(slot(7), 5 << 30);
+    for whole in [block, owner, desc::Desc::ABSENT, desc::Desc::HYPERVISOR] {
+        let blocks: Vec<_> = (0..512).map(|i| whole.child(1, i)).collect();
+        let pages: Vec<_> = (0..512).map(|i| blocks[9].child(2, i)).collect();
+        assert_eq!((blocks[0].whole(1), pages[0].whole(2)), (Some(whole), Some(blocks[9])));
+        assert!(blocks.iter().all(|desc| !desc.is_table(2) && desc.is_valid() == whole.is_valid()));
+    }
+    assert_eq!(
+        block.child(1, 9).child(2, 8),
+        desc::Desc::host((3 << 30) + 9 * MIB2 + 8 * PAGE_SIZE, 3, HostMemory::Ram)
+    );
+    assert_eq!(
+        owner.child(1, 9).child(2, 8).as_owner(),
+        Some((slot(7), Ipa((5 << 30) + 9 * MIB2 + 8 * PAGE_SIZE)))
+    );
+    // What never becomes a block: shared pages, table pages, tables, what is not aligned.
+    for (entry, level) in [
+        (desc::Desc::host_shared(RAM), 2),
+        (desc::Desc::partition(RAM, Access::ReadWrite).with_shared(true), 2),
+        (desc::Desc::TABLE_PAGE, 2),
+        (desc::Desc::table(Pa(RAM)), 1),
+        (desc::Desc::partition(RAM + PAGE_SIZE, Access::Read), 2),
+        (desc::Desc::owner(slot(0), RAM + PAGE_SIZE), 2),
+        (desc::Desc::host(RAM + MIB2, 2, HostMemory::Ram), 1),
+    ] {
+        assert_eq!(entry.whole(level), None, "{entry:x?}");
+    }
+}
+
+#[test]
 fn refused_ranges() {
     let mut w = World::booted(8);
     let map = |base: u64, size: u64| {

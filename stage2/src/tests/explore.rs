@@ -128,7 +128,7 @@ impl Model for Isolation {
                 // The sharer's duty: nothing secret is in it.
                 let target = w.fm.partition_page(&w.m, slot(s), Ipa(ipa(page)))?;
                 if !target.shared {
-                    w.m.write(0, slot(s).vmid(), Ipa(ipa(page)), 0);
+                    w.m.write_back(0, slot(s).vmid(), Ipa(ipa(page)), 0);
                 }
                 w.share(s, ipa(page))
             }

@@ -169,6 +169,7 @@ impl Run {
             && distinct
             && pages.iter().all(|&page| self.model.is_free(page))
             && pages.iter().zip(ipas.clone()).all(|(_, ipa)| self.model.at(s, ipa).is_none());
+        self.host_writes(&pages);
         let before = self.w.clone();
         let result = self.w.give_with(s, &ranges, to, access, fill);
         if self.settle(&before, allowed, &result) {
@@ -182,6 +183,13 @@ impl Run {
                     );
                 }
             }
+        }
+    }
+
+    /// The host fills pages that it can reach.
+    fn host_writes(&mut self, pages: &[u64]) {
+        for &page in pages {
+            self.w.m.write(0, HOST_VMID, Ipa(page), 0xb05);
         }
     }
 
@@ -223,7 +231,7 @@ impl Run {
                     self.model.live.contains(&slot) && self.model.pages[&page].2 == Access::ReadWrite;
                 if allowed {
                     // The sharer's duty.
-                    self.w.m.write(0, super::slot(slot).vmid(), Ipa(at), 0);
+                    self.w.m.write_back(0, super::slot(slot).vmid(), Ipa(at), 0);
                 }
                 let before = self.w.clone();
                 let result = self.w.share(slot, at);
@@ -235,11 +243,15 @@ impl Run {
             Op::Unshare { slot } => {
                 let Some(at) = self.model.first(slot, 0, true) else { return };
                 let page = self.model.at(slot, at).unwrap();
+                self.host_writes(&[page]);
                 let before = self.w.clone();
                 let result = self.w.unshare(slot, at);
                 if self.settle(&before, self.model.live.contains(&slot), &result) {
                     self.model.pages.get_mut(&page).unwrap().3 = false;
-                    assert_eq!(self.w.m.read_page(Pa(page)), [0; 4096]);
+                    assert_eq!(
+                        (self.w.m.memory_word(Pa(page)), self.w.m.read_page(Pa(page))),
+                        (0, [0; 4096])
+                    );
                 }
             }
             Op::Destroy { slot, step } => self.destroy(slot, step),
@@ -255,6 +267,7 @@ impl Run {
                 let ranges = [range(pa(from), count)];
                 let pages: Vec<u64> = ranges[0].pages().map(|page| page.0).collect();
                 let allowed = pages.iter().all(|&page| self.model.is_free(page));
+                self.host_writes(&pages);
                 let before = self.w.clone();
                 let result = self.w.fm.host_give_tables(&mut self.w.m, &ranges);
                 assert!(!matches!(result, Err(Error::NoTables { .. })), "the reserve did not do");

@@ -104,6 +104,7 @@ fn contiguous_two_mib_become_a_block_on_both_sides() {
     w.give(0, &[range(RAM + MIB2 + 100 * PAGE_SIZE, 412)], IPA + MIB2 + 100 * PAGE_SIZE).unwrap();
     assert_eq!(shape(&w).tables_promised, 4);
     w.give(0, &[range(RAM + 3 * MIB2, 512)], IPA + 4 * MIB2 + PAGE_SIZE).unwrap();
+    w.give(0, &[range(RAM + 5 * MIB2 + PAGE_SIZE, 512)], IPA + 8 * MIB2).unwrap();
     assert_eq!(shape(&w).tables_promised, 4);
     w.check();
 }
@@ -181,6 +182,9 @@ fn tables_come_back_to_the_last_page() {
     let boot = shape(&w);
     // Runs and scattered pages, so that table pages hold the tables of blocks that table pages came from.
     let scattered: Vec<_> = (0..8).map(|i| range(RAM + (100 + i) * MIB2 + PAGE_SIZE, 1)).collect();
+    for page in range(RAM + (1 << 29) - PAGE_SIZE, 40).pages() {
+        assert!(w.m.write(0, HOST_VMID, Ipa(page.0), 0xb05));
+    }
     assert_eq!(w.fm.host_give_tables(&mut w.m, &[range(RAM + (1 << 29) - PAGE_SIZE, 40)]), Ok(40));
     assert_eq!(w.fm.host_give_tables(&mut w.m, &scattered), Ok(8));
     w.check();
@@ -224,13 +228,29 @@ fn table_pages_never_use_up_the_reserve() {
 }
 
 #[test]
+fn the_reserve_does_not_go_back() {
+    let mut w = World::booted(6);
+    assert!(w.fm.pool.spare() < RESERVE);
+    w.fm.host_give_tables(&mut w.m, &[range(RAM, 20)]).unwrap();
+    let mut out = [PageRange::EMPTY; 512];
+    let (_, pages) = w.fm.host_recall_tables(&mut w.m, &mut out, 512).unwrap();
+    assert!(pages > 0 && pages < 20);
+    assert_eq!(w.fm.pool.spare(), RESERVE);
+    w.check();
+}
+
+#[test]
 fn sharing_is_explicit_and_per_page() {
     let mut w = World::booted(64);
     w.give(0, &[range(RAM, 512)], IPA).unwrap();
     let ipa = IPA + 9 * PAGE_SIZE;
     let pa = RAM + 9 * PAGE_SIZE;
+    // Zeroed by the partition, but an old secret is still in memory.
+    w.m.write(0, slot(0).vmid(), Ipa(ipa), secret(slot(0)));
+    w.m.write_back(0, slot(0).vmid(), Ipa(ipa), 0);
     w.share(0, ipa).unwrap();
     w.check();
+    assert!(!w.host_reads_secret([pa]));
     assert_eq!(w.state(pa), PageState::Shared);
     assert!(w.m.write(1, HOST_VMID, Ipa(pa), 42));
     assert_eq!(w.m.read(0, slot(0).vmid(), Ipa(ipa), true), Some(42));
@@ -241,6 +261,7 @@ fn sharing_is_explicit_and_per_page() {
     w.check();
     assert_eq!(w.m.read(1, HOST_VMID, Ipa(pa), true), None);
     assert_eq!(w.m.read(0, slot(0).vmid(), Ipa(ipa), true), Some(0));
+    assert_eq!(w.m.memory_word(Pa(pa)), 0);
     // The block is whole again.
     assert_eq!(shape(&w).tables_promised, 2);
     assert_eq!(w.fm.counters().pages_shared, 0);
@@ -454,6 +475,10 @@ fn many_runs_are_invalidated_at_once() {
     w.check();
     // 2 splits and 1 for the call.
     assert_eq!(w.fm.counters().tlbi_count - before, 3);
+    // An empty partition's VMID is invalidated too, before it is used again.
+    let before = w.fm.counters().tlbi_count;
+    assert_eq!(w.destroy(1, 1), Ok(0));
+    assert_eq!(w.fm.counters().tlbi_count - before, 1);
     // In ascending order of IPA the pages descend.
     assert_eq!(w.pages_of(0)[0].pa, Pa(RAM + 510 * PAGE_SIZE));
 }
