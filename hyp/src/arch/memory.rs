@@ -58,10 +58,13 @@ pub unsafe fn zero(base: usize, size: usize) {
 pub struct Hardware;
 
 impl Hardware {
-    /// Runs `f` with VTTBR_EL2 naming `vmid`, which TLBI by IPA and VMALLE1 act on.
+    /// Runs `f` with VTTBR_EL2 naming `vmid`, which TLBI by IPA and VMALLE1 act on. The root goes with it: a walk that
+    /// the CPU makes ahead of time must not cache one owner's translation under another's VMID.
     fn with_vmid(&self, vmid: u16, f: impl FnOnce()) {
         let old = mrs!("vttbr_el2");
-        msr!("vttbr_el2", (old & 0xffff_ffff_ffff) | u64::from(vmid) << 48);
+        let slot = Slot::all().find(|slot| slot.vmid() == vmid);
+        let root = slot.map_or(world::host_root(), world::partition_root);
+        msr!("vttbr_el2", root | u64::from(vmid) << 48);
         // SAFETY: barriers; no lower level runs on this CPU until the register is restored.
         unsafe { asm!("isb", options(nostack)) };
         f();
