@@ -84,10 +84,12 @@ fn open_console() -> io::Result<()> {
     dup2_stdin(&console)?;
     dup2_stdout(&console)?;
     dup2_stderr(&console)?;
-    // What the outside types are answers for programs; their echo would mix with events.
-    let mut settings = tcgetattr(&console)?;
-    settings.local_flags.remove(LocalFlags::ECHO);
-    tcsetattr(&console, SetArg::TCSANOW, &settings)?;
+    if Path::new(JOB_PATH).exists() {
+        // What is typed then are answers for programs; their echo would mix with events.
+        let mut settings = tcgetattr(&console)?;
+        settings.local_flags.remove(LocalFlags::ECHO);
+        tcsetattr(&console, SetArg::TCSANOW, &settings)?;
+    }
     // Descriptors 0 to 2 stay; a console that is one of them already must not be closed.
     if console.as_raw_fd() <= 2 {
         std::mem::forget(console);
