@@ -14,9 +14,9 @@ use stage2::Pa;
 /// x0-x7 of an answer.
 pub(crate) type Answer = [u64; 8];
 
-/// Bytes of a partition information descriptor of FF-A 1.1 and later (table 6.1).
+/// Bytes of a partition information descriptor of FF-A 1.1 and later.
 const DESCRIPTOR_SIZE: usize = 24;
-/// Descriptor properties (table 6.2): runs in AArch64.
+/// Descriptor properties: runs in AArch64.
 const AARCH64: u32 = 1 << 8;
 /// Descriptor properties: can receive direct requests.
 const RECEIVES_DIRECT_REQUESTS: u32 = 1;
@@ -64,7 +64,7 @@ impl Negotiation {
         Self { version: VERSION_1_2, fixed: false }
     }
 
-    /// Answers FFA_VERSION (DEN0077A 13.2): our version, or NOT_SUPPORTED for another major, for 1.0, and for a change of
+    /// Answers FFA_VERSION: our version, or NOT_SUPPORTED for another major, for 1.0, and for a change of
     /// mind after other calls. A caller that is newer within the major gets 1.2 and steps down.
     pub(crate) fn negotiate(&mut self, requested: u32) -> Answer {
         let agreed = requested.min(VERSION_1_2);
@@ -242,7 +242,7 @@ impl Hypervisor {
             .zip(self.buffer.chunks_exact_mut(DESCRIPTOR_SIZE));
         let mut count = 0;
         for ((id, vcpu_count, properties, uuid_of_it), descriptor) in found {
-            // The UUID is told only to who does not know it (table 6.1).
+            // The UUID is told only to who does not know it.
             let told = if uuid == [0; 4] { *uuid_of_it } else { [0; 16] };
             let fields = id.to_le_bytes().into_iter().chain(vcpu_count.to_le_bytes());
             let bytes = fields.chain(properties.to_le_bytes()).chain(told);
@@ -283,7 +283,7 @@ impl Hypervisor {
     }
 }
 
-/// A UUID as it travels in four registers (DEN0028 5.3: byte 0 in the low bits of the first).
+/// A UUID as it travels in four registers (Arm DEN0028: byte 0 in the low bits of the first).
 fn uuid_words(uuid: &[u8; 16]) -> [u32; 4] {
     let mut words = [0; 4];
     for (word, bytes) in words.iter_mut().zip(uuid.chunks_exact(4)) {

@@ -44,7 +44,13 @@ impl Hypervisor {
         guest: &mut [u64; 18],
         host: &mut [u64; 18],
     ) -> Next {
-        let Self { partitions, memory, .. } = self;
+        let Self {
+            partitions,
+            memory,
+            #[cfg(feature = "fault-knobs")]
+            knobs,
+            ..
+        } = self;
         let found = partitions.get_mut(slot.index()).and_then(Option::as_mut);
         let Some(partition) = found.filter(|partition| partition.is_vcpu_inside(vcpu)) else {
             // Nobody entered it.
@@ -58,7 +64,11 @@ impl Hypervisor {
             return Next::Host;
         }
         let mut call = Call { platform, memory, partition, vcpu };
-        let step = call.step(exit, guest);
+        let step = match exit {
+            #[cfg(feature = "fault-knobs")]
+            Exit::Abort { ipa, .. } if knobs.skips(crate::knob::PARTITION_ABORT) => call.lend(ipa),
+            exit => call.step(exit, guest),
+        };
         let Call { platform, partition, .. } = call;
         let (state, answer) = match step {
             Step::Resume => return Next::Resume,
@@ -130,6 +140,22 @@ impl<P: Platform> Call<'_, P> {
         }
     }
 
+    /// Fault knob: maps the page of that address, whoever the host meant it for, and lets the access repeat.
+    #[cfg(feature = "fault-knobs")]
+    fn lend(&mut self, ipa: u64) -> Step {
+        use stage2::{Access, Fill, Pa, PageRange};
+        let page = ipa & !(hyp_abi::PAGE_SIZE - 1);
+        let slot = self.partition.slot;
+        let lent = PageRange::new(Pa(page), 1).and_then(|range| {
+            let access = Access::ReadWrite;
+            self.memory.host_give_partition(self.platform, slot, &[range], Ipa(page), access, Fill::Keep)
+        });
+        match lent {
+            Ok(_) => Step::Resume,
+            Err(_) => Step::End(End::Crashed([crash::ABORT, ipa, 0])),
+        }
+    }
+
     /// FFA_YIELD's time-out in w2 and w3: at least 1, since 0 means none.
     fn nanoseconds_until(&self, deadline: u64) -> [u64; 2] {
         let ticks = deadline.saturating_sub(self.platform.ticks());
@@ -168,6 +194,7 @@ impl<P: Platform> Call<'_, P> {
             ID_GET => success(self.partition.id().into(), 0),
             SPM_ID_GET => success(SPMC_ID.into(), 0),
             MSG_WAIT => {
+                // What it sees when the host runs it again.
                 ffa::put(guest, [RUN.into(), target, 0, 0, 0, 0, 0, 0]);
                 return Step::Leave([MSG_WAIT.into(), target, 0, 0, run_exit::WAITING, 0, 0, 0]);
             }

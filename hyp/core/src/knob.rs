@@ -10,6 +10,14 @@
 //! | 0x42 | `CONTENTS_AFTER_MEASURE` | GIVE's check that contents come before measuring |
 //! | 0x43 | `RECALL_STATE` | RECALL's check of the state and of vCPUs inside |
 //! | 0x44 | `TX_SINGLE_FETCH` | the single copy of a list: it is validated, then read again and used |
+//! | 0x45 | `REGION_ACCESS` | the manifest's rights of read-only data: it becomes writable |
+//! | 0x46 | `PARTITION_ABORT` | the end of a partition that touches what it was not given: the page is mapped for it instead |
+//! | 0x47 | `RANGE_FORM` | the checks of a list's addresses and counts: what exceeds a table entry is cut off instead |
+//! | 0x48 | `SMC_ALLOW_LIST` | the allow-list of firmware calls: what is not on it goes to EL3 |
+//! | 0x49 | `DEVICE_ALLOW_LIST` | the allow-list of devices: the absent page x6 is mapped for the host, and stays so |
+//! | 0x4A | `SIMD_SWITCH` | saving and restoring SIMD registers (arch layer) |
+//! | 0x4B | `REGISTER_TRAPS` | the traps of debug and performance registers in a partition (arch layer) |
+//! | 0x4C | `INTERRUPT_ROUTING` | taking interrupts from a partition (arch layer) |
 //! | 0xFF | `PANIC` | nothing: the call makes the hypervisor panic at once |
 
 /// RXTX_MAP's ownership check.
@@ -22,16 +30,40 @@ pub const CONTENTS_AFTER_MEASURE: u64 = 0x42;
 pub const RECALL_STATE: u64 = 0x43;
 /// One copy of every list.
 pub const TX_SINGLE_FETCH: u64 = 0x44;
+/// Rights of read-only regions.
+pub const REGION_ACCESS: u64 = 0x45;
+/// The end of a partition that touches what it was not given.
+pub const PARTITION_ABORT: u64 = 0x46;
+/// Checks of a list's numbers.
+pub const RANGE_FORM: u64 = 0x47;
+/// The closed list of firmware calls.
+pub const SMC_ALLOW_LIST: u64 = 0x48;
+/// The closed list of devices.
+pub const DEVICE_ALLOW_LIST: u64 = 0x49;
+/// The switch of SIMD registers.
+pub const SIMD_SWITCH: u64 = 0x4A;
+/// The traps of registers that are not a partition's.
+pub const REGISTER_TRAPS: u64 = 0x4B;
+/// The routing of interrupts to the hypervisor.
+pub const INTERRUPT_ROUTING: u64 = 0x4C;
 /// An action: panic now.
 pub const PANIC: u64 = 0xFF;
 
 /// Every knob of this crate with its name, for the attack suite.
-pub const NAMES: [(&str, u64); 6] = [
+pub const NAMES: [(&str, u64); 14] = [
     ("RXTX_OWNERSHIP", RXTX_OWNERSHIP),
     ("CPU_ON_ENTRY", CPU_ON_ENTRY),
     ("CONTENTS_AFTER_MEASURE", CONTENTS_AFTER_MEASURE),
     ("RECALL_STATE", RECALL_STATE),
     ("TX_SINGLE_FETCH", TX_SINGLE_FETCH),
+    ("REGION_ACCESS", REGION_ACCESS),
+    ("PARTITION_ABORT", PARTITION_ABORT),
+    ("RANGE_FORM", RANGE_FORM),
+    ("SMC_ALLOW_LIST", SMC_ALLOW_LIST),
+    ("DEVICE_ALLOW_LIST", DEVICE_ALLOW_LIST),
+    ("SIMD_SWITCH", SIMD_SWITCH),
+    ("REGISTER_TRAPS", REGISTER_TRAPS),
+    ("INTERRUPT_ROUTING", INTERRUPT_ROUTING),
     ("PANIC", PANIC),
 ];
 
@@ -70,7 +102,7 @@ impl Knobs {
     #[cfg(feature = "fault-knobs")]
     pub(crate) fn set(&mut self, knob: u64, on: bool) -> bool {
         assert!(knob != PANIC, "fault knob PANIC");
-        if !(RXTX_OWNERSHIP..=TX_SINGLE_FETCH).contains(&knob) {
+        if !(RXTX_OWNERSHIP..=INTERRUPT_ROUTING).contains(&knob) {
             return false;
         }
         let bit = 1 << (knob & 63);

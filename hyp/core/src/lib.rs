@@ -249,6 +249,12 @@ impl Hypervisor {
         self.partitions.iter().flatten().any(Partition::is_inside)
     }
 
+    /// Whether a fault knob leaves a defence of the arch layer out.
+    #[cfg(feature = "fault-knobs")]
+    pub fn skips(&self, knob: u64) -> bool {
+        self.knobs.skips(knob)
+    }
+
     /// Zeroes every page of every partition, before a reset or by the panic handler. Walks at most all partition pages.
     pub fn scrub_for_reset(&self, platform: &mut impl Platform) {
         self.memory.scrub_all(platform);

@@ -140,6 +140,7 @@ impl Hypervisor {
                 }
                 code::INVALID_PARAMETERS
             }
+            _ if self.knobs.skips(knob::SMC_ALLOW_LIST) => return Outcome::Firmware,
             _ => code::NOT_SUPPORTED,
         };
         if (result as i64) < 0 {

@@ -84,7 +84,7 @@ impl Hypervisor {
             op::STATS => self.stats(platform, a),
             op::REGION | op::SHARE | op::UNSHARE | op::EXIT | op::PANIC => Err(refuse(DENIED)),
             #[cfg(feature = "fault-knobs")]
-            op::KNOB => self.turn_knob(a, b),
+            op::KNOB => self.turn_knob(platform, a, b, c),
             _ => Err(refuse(NOT_SUPPORTED)),
         }
     }
@@ -107,10 +107,16 @@ impl Hypervisor {
             return Err(refuse(INVALID_PARAMETERS));
         }
         self.fetch(platform)?;
+        let cut = self.knobs.skips(knob::RANGE_FORM);
         let entries = self.buffer.chunks_exact(size_of::<PageRange>()).take(count as usize);
         let mut pages = 0u64;
         for (bytes, checked) in entries.zip(&mut self.ranges) {
-            let entry = PageRange::read_from_bytes(bytes).unwrap_or_default();
+            let mut entry = PageRange::read_from_bytes(bytes).unwrap_or_default();
+            if cut {
+                // What is left of an address in a table entry, and of a count after it was one of bytes.
+                entry =
+                    PageRange { base: entry.base & 0xFF_FFFF_F000, page_count: entry.page_count << 12 >> 12 };
+            }
             let offence = Refusal { code: INVALID_PARAMETERS, value: entry.base };
             *checked = stage2::PageRange::new(Pa(entry.base), entry.page_count).map_err(|_| offence)?;
             // Each is below 2^28 pages, so the sum of 256 does not overflow.
@@ -173,6 +179,7 @@ impl Hypervisor {
         count: u64,
     ) -> Result<Results, Refusal> {
         let late_contents = self.knobs.skips(knob::CONTENTS_AFTER_MEASURE);
+        let writable = self.knobs.skips(knob::REGION_ACCESS);
         let partition = self.partition_mut(id)?;
         let offence = Refusal { code: INVALID_PARAMETERS, value: ipa };
         let (index, region) = manifest::region_of(&partition.manifest, ipa).ok_or(offence)?;
@@ -188,7 +195,7 @@ impl Hypervisor {
         let room = region.page_count - (ipa - region.ipa) / PAGE_SIZE;
         let access = match region.access {
             bits if bits & access::EXECUTE != 0 => Access::ReadExecute,
-            bits if bits & access::WRITE != 0 => Access::ReadWrite,
+            bits if bits & access::WRITE != 0 || writable => Access::ReadWrite,
             _ => Access::Read,
         };
         let slot = partition.slot;
@@ -346,9 +353,18 @@ impl Hypervisor {
     }
 
     #[cfg(feature = "fault-knobs")]
-    fn turn_knob(&mut self, number: u64, on: u64) -> Result<Results, Refusal> {
+    fn turn_knob(
+        &mut self,
+        platform: &mut impl Platform,
+        number: u64,
+        on: u64,
+        page: u64,
+    ) -> Result<Results, Refusal> {
         if on > 1 {
             return Err(Refusal { code: INVALID_PARAMETERS, value: on });
+        }
+        if number == knob::DEVICE_ALLOW_LIST && on == 1 {
+            self.memory.boot_map_host(platform, Pa(page), PAGE_SIZE, stage2::HostMemory::Device)?;
         }
         if let Some(knob) = knob::stage2_knob(number) {
             self.memory.set_knob(knob, on == 1);

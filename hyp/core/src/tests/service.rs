@@ -228,14 +228,21 @@ fn recall_takes_what_is_there_and_only_that() {
             "{ipa:x} {pages}"
         );
     }
-    assert_eq!(world.request(op::RECALL, &[id, IMAGE + 10 * PAGE, 30]), (0, [30, 0, 0, 0]));
-    for i in 10..40 {
-        assert_eq!(world.host_reads(PAGES + i * PAGE), Some(0), "scrubbed");
+    // Four of the image's pages, and one of the heap's.
+    assert_eq!(world.request(op::RECALL, &[id, IMAGE + 36 * PAGE, 4]), (0, [4, 0, 0, 0]));
+    assert_eq!(world.request(op::RECALL, &[id, HEAP, 1]), (0, [1, 0, 0, 0]));
+    for page in (36..40).chain([64]) {
+        assert_eq!(world.host_reads(PAGES + page * PAGE), Some(0), "scrubbed");
     }
     let stats = world.partition_stats(id);
-    assert_eq!((stats.pages_given, stats.pages_recalled), (IMAGE_PAGES + 6, 30));
-    // What is left is what is measured.
-    assert_eq!(world.ok(op::MEASURE, &[id])[0], 0);
+    assert_eq!((stats.pages_given, stats.pages_recalled), (IMAGE_PAGES + 6, 5));
+    // What is left is what is measured, and what the partition hears of.
+    assert_eq!(world.ok(op::MEASURE, &[id])[0], IMAGE_PAGES - 4 - 32);
+    world.measure(id);
+    world.ok(op::START, &[id]);
+    world.enter(id, 0, 0);
+    assert_eq!(world.guest_request(id, op::REGION, &[1]).1[1], IMAGE_PAGES - 4);
+    assert_eq!(world.guest_request(id, op::REGION, &[3]).1[1], 3);
 }
 
 #[test]
