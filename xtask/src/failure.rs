@@ -52,7 +52,8 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Makes a failure; turns line breaks into spaces so that it stays one line.
+    /// Makes a failure, as the error that callers pass on; turns line breaks into spaces so that it stays one line.
+    #[allow(clippy::new_ret_no_self)]
     pub fn new(
         code: Code,
         what: impl Into<String>,

@@ -4,6 +4,7 @@ pub mod console;
 pub mod event;
 pub mod outside;
 pub mod qmp;
+mod starvation;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -19,9 +20,10 @@ use crate::machine::Machine;
 use crate::process;
 use crate::setup::QEMU;
 use console::{Console, Item};
+use starvation::Starvation;
 
-/// A machine that prints nothing for this long has hung. Emulated machines on busy computers are slow, so there is no
-/// limit on the whole run.
+/// A machine that prints nothing for this long has hung; time in which this computer did not let it run is not counted.
+/// Emulated machines are slow, so there is no limit on the whole run.
 pub const SILENCE: Duration = Duration::from_secs(60);
 
 /// What the machine boots.
@@ -194,6 +196,7 @@ impl Vm {
     pub fn output(&mut self) -> Result<Output> {
         let mut last_output = Instant::now();
         let mut trusted_size = self.trusted_size();
+        let mut starvation = Starvation::new(self.child.id());
         loop {
             if let Some(item) = self.waiting.pop_front() {
                 return self.deliver(item);
@@ -201,14 +204,17 @@ impl Vm {
             match self.chunks.recv_timeout(Duration::from_millis(500)) {
                 Ok(chunk) => {
                     last_output = Instant::now();
+                    starvation.reset();
                     self.waiting.extend(self.console.feed(&chunk));
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let size = self.trusted_size();
                     if size != trusted_size {
                         (trusted_size, last_output) = (size, Instant::now());
+                        starvation.reset();
                     }
-                    if last_output.elapsed() >= SILENCE && !self.debugged {
+                    let silence = last_output.elapsed().saturating_sub(starvation.waited());
+                    if silence >= SILENCE && !self.debugged {
                         return Err(self.silent());
                     }
                 }

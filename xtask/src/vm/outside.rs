@@ -156,7 +156,10 @@ fn find_memory(process: u32) -> Result<File> {
 }
 
 fn from_hex(text: &str) -> Result<Vec<u8>> {
-    anyhow::ensure!(text.len() % 2 == 0 && text.len() <= 2 * MAX_BYTES && text.is_ascii(), "bad hexadecimal");
+    anyhow::ensure!(
+        text.len().is_multiple_of(2) && text.len() <= 2 * MAX_BYTES && text.is_ascii(),
+        "bad hexadecimal"
+    );
     (0..text.len())
         .step_by(2)
         .map(|at| u8::from_str_radix(&text[at..at + 2], 16).context("bad hexadecimal"))
