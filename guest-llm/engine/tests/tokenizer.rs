@@ -4,7 +4,7 @@ mod support;
 
 use flexserve_engine::gguf::Gguf;
 use flexserve_engine::{Detokenizer, Error, Limits, Tokenizer};
-use support::{File, PIECES, Value, set_vocabulary, strings};
+use support::{File, Numbers, PIECES, Value, set_vocabulary, strings};
 
 const UNKNOWN: u32 = 0;
 const BOS: u32 = 1;
@@ -231,6 +231,47 @@ fn end_of_generation_is_found_by_key_and_by_text() {
     assert_eq!(ends(&file), [EOS, ids[0]]);
     file.set("tokenizer.ggml.eot_token_id", Value::U32(ids[1]));
     assert_eq!(ends(&file), [EOS, ids[0], ids[1]]);
+}
+
+#[test]
+fn any_text_comes_back() {
+    let mut spm = spm();
+    spm.set("tokenizer.ggml.add_space_prefix", Value::Bool(0));
+    // Every byte's stand-in and a few merges.
+    let stand_in = |byte: u8| match byte {
+        0..=0x20 => char::from_u32(0x100 + u32::from(byte)),
+        0x7f..=0xa0 => char::from_u32(0x121 + u32::from(byte - 0x7f)),
+        0xad => Some('\u{143}'),
+        printable => Some(printable.into()),
+    };
+    let mut tokens: Vec<String> = (0..=255).map(|byte| stand_in(byte).unwrap().to_string()).collect();
+    tokens.extend(["Ġt", "he", "ab", "Ġthe", "ðŁ"].map(String::from));
+    let mut bpe = File::new();
+    bpe.set("tokenizer.ggml.model", "gpt2");
+    bpe.set("tokenizer.ggml.tokens", strings(&tokens.iter().map(String::as_str).collect::<Vec<_>>()));
+    bpe.set("tokenizer.ggml.merges", strings(&["h e", "Ġ t", "a b", "Ġt he", "ð Ł"]));
+
+    let alphabet: Vec<char> =
+        "abthe  \t\r\n'sLl019²é水\u{3000}\u{300}🦙\u{10ffff}\0.,\u{ad}".chars().collect();
+    let mut numbers = Numbers(5);
+    let mut below = |count: usize| ((numbers.next() + 1.0) / 2.0 * count as f32) as usize % count;
+    let texts: Vec<String> =
+        (0..400).map(|round| (0..round % 40).map(|_| alphabet[below(alphabet.len())]).collect()).collect();
+    for pre in ["", "gpt-2", "llama-bpe", "qwen2"] {
+        bpe.set("tokenizer.ggml.pre", pre);
+        bpe.set("tokenizer.ggml.add_bos_token", Value::Bool(0));
+        with(if pre.is_empty() { &spm } else { &bpe }, |tokenizer| {
+            for text in &texts {
+                let mut detokenizer = Detokenizer::new(tokenizer);
+                let mut back = String::new();
+                for token in tokenizer.encode(text, false, true).unwrap() {
+                    back.push_str(detokenizer.push(token).unwrap());
+                }
+                back.push_str(detokenizer.finish());
+                assert_eq!(&back, text, "{pre}");
+            }
+        });
+    }
 }
 
 /// `FLEXSERVE_VOCABULARIES` names a folder with llama.cpp's `models/ggml-vocab-*.gguf`, `.inp` and `.out`.

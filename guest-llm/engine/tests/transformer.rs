@@ -87,6 +87,26 @@ fn the_batch_makes_no_difference_to_any_bit() {
     }
 }
 
+/// The constants were computed on x86-64; the test also runs on aarch64, with SIMD kernels.
+#[test]
+fn logits_have_the_same_bits_on_every_target() {
+    for (types, kv, expected) in [
+        (&[Q8_0][..], KvFormat::F16, 0x44dddc594bdc7116),
+        (&[Q8_0], KvFormat::F32, 0x1198be4add526429),
+        (&[F16, F32], KvFormat::F16, 0xb1c89ab4463911aa_u64),
+    ] {
+        let shape = Shape { rope_freqs: true, tied: false, ..Shape::tiny(types) };
+        let file = Random::new(&shape, 8).file.bytes();
+        let model = Model::load(&file, &Limits::default()).unwrap();
+        let logits = logits(&model, &tokens(60), 7, kv);
+        // FNV-1a, 64 bits.
+        let bytes = logits.iter().flat_map(|logit| logit.to_le_bytes());
+        let hash = bytes
+            .fold(0xcbf29ce484222325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100000001b3));
+        assert_eq!(hash, expected, "{hash:#x} with {types:?} {kv:?}");
+    }
+}
+
 #[test]
 fn half_precision_keys_and_values_differ_little() {
     let random = Random::new(&Shape::tiny(&[F32]), 9);
