@@ -8,6 +8,9 @@ use anyhow::{Context, Result};
 use crate::cli::RunArgs;
 use crate::paths::Paths;
 
+/// Where QEMU's virt machine loads an arm64 Image.
+const LOAD_BASE: u64 = 0x4020_0000;
+
 /// Runs with the machine stopped.
 pub fn main(paths: &Paths, args: &RunArgs) -> Result<()> {
     // Any free port, so that several can be debugged side by side.
@@ -21,5 +24,10 @@ pub fn main(paths: &Paths, args: &RunArgs) -> Result<()> {
 /// Prints the debugger's command line.
 pub fn print_command(elf: &Path, port: u16) {
     eprintln!("gdb: the machine waits; in another terminal run (package gdb-multiarch):");
-    eprintln!("  gdb-multiarch {} -ex 'target remote 127.0.0.1:{port}'", elf.display());
+    // The image is linked at 0 and relocates itself to where QEMU loads it.
+    eprintln!(
+        "  gdb-multiarch -ex 'set architecture aarch64' -ex 'add-symbol-file {} -o {LOAD_BASE:#x}' \
+         -ex 'target remote 127.0.0.1:{port}'",
+        elf.display()
+    );
 }

@@ -149,14 +149,17 @@ fn count_folder(folder: &Path) -> Result<(usize, usize)> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(total) };
     for entry in entries {
         let path = entry?.path();
-        let counted = if path.is_dir() {
+        // Test-only modules are declared by their folder's module, which the reader cannot see: named so by convention.
+        let is_test =
+            path.file_stem().is_some_and(|stem| stem == "tests" || stem == "test" || stem == "fake");
+        let counted = if is_test {
+            (0, 0)
+        } else if path.is_dir() {
             count_folder(&path)?
-        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "S") {
-            // Test-only files are declared by their folder's module, which the reader cannot see: named so by convention.
-            let is_test = path.file_stem().is_some_and(|stem| stem == "tests" || stem == "test");
+        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "s") {
             let text =
                 fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            if is_test { (0, 0) } else { count_text(&text) }
+            count_text(&text)
         } else {
             (0, 0)
         };
