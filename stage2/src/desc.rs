@@ -135,17 +135,11 @@ impl Desc {
         }
     }
 
-    /// Entry `index` of the table that a split of this entry of `level` makes.
-    pub fn child(self, level: u8, index: usize) -> Self {
-        let offset = (index as u64) << walk::shift(level + 1);
-        if self.is_valid() {
-            let kind = if level + 1 == LAST_LEVEL { TABLE_OR_PAGE } else { 0 };
-            Self(self.0 | offset | kind)
-        } else if self.as_owner().is_some() {
-            Self(self.0 | offset)
-        } else {
-            self
-        }
+    /// The table that a split of this entry of `level` makes: its first entry, and what each next one adds.
+    pub fn children(self, level: u8) -> Children {
+        let kind = if self.is_valid() && level + 1 == LAST_LEVEL { TABLE_OR_PAGE } else { 0 };
+        let has_address = self.is_valid() || self.as_owner().is_some();
+        Children { first: self.0 | kind, step: if has_address { walk::size(level + 1) } else { 0 } }
     }
 
     /// The entry of `level` whose split makes a table that starts with this entry, if there may be one.
@@ -155,6 +149,20 @@ impl Desc {
         let aligned = self.address().is_multiple_of(walk::size(level));
         let whole = if self.is_valid() { Self(self.0 & !TABLE_OR_PAGE) } else { self };
         (!stays_page && aligned).then_some(whole)
+    }
+}
+
+/// A table whose entries make one.
+#[derive(Clone, Copy)]
+pub(crate) struct Children {
+    first: u64,
+    step: u64,
+}
+
+impl Children {
+    /// Entry `index`, below [`ENTRIES`].
+    pub fn at(self, index: usize) -> Desc {
+        Desc(self.first.wrapping_add(self.step.wrapping_mul(index as u64)))
     }
 }
 

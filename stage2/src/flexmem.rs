@@ -370,8 +370,9 @@ impl FlexMem {
             let table = self.pool.take(m).ok_or(Error::Corrupted)?;
             let whole = place.desc;
             if whole != Desc::ABSENT {
+                let children = whole.children(place.level);
                 for index in 0..ENTRIES {
-                    m.store(table, index, whole.child(place.level, index).0);
+                    m.store(table, index, children.at(index).0);
                 }
             }
             if self.is_promised(tree, whole) {
@@ -396,10 +397,11 @@ impl FlexMem {
         let Some(whole) = Desc(m.load(table, 0)).whole(level) else {
             return false;
         };
+        let children = whole.children(level);
+        let fits = |index: usize| Desc(m.load(table, index)) == children.at(index);
         // A table that cannot be merged mostly shows it beside the entry that has changed.
         let near = walk::index(address, level + 1);
-        let mut order = core::iter::once(near.saturating_sub(1)).chain(near..ENTRIES).chain(0..near);
-        if !order.all(|index| Desc(m.load(table, index)) == whole.child(level, index)) {
+        if !fits((near + 1).min(ENTRIES - 1)) || !fits(near.saturating_sub(1)) || !(0..ENTRIES).all(fits) {
             return false;
         }
         self.replace(m, tree, address, &mut place, whole);
@@ -416,7 +418,13 @@ impl FlexMem {
 
     /// Merges upwards from the entry that covers `address`.
     pub(crate) fn coalesce<M: Machine>(&mut self, m: &mut M, tree: Tree, address: u64) {
-        let mut level = walk::find(m, tree.root, address).level;
+        let place = walk::find(m, tree.root, address);
+        // Mostly the next entry shows at once that nothing merges: it is of another kind.
+        let next = m.load(place.table, (place.index + 1) & (ENTRIES - 1));
+        if place.level == LAST_LEVEL && (next ^ place.desc.0) & (PAGE_SIZE - 1) != 0 {
+            return;
+        }
+        let mut level = place.level;
         while level > 1 && self.merge(m, tree, address, level - 1) {
             level -= 1;
         }

@@ -383,7 +383,8 @@ impl FlexMem {
     }
 
     /// Takes back the first `max_pages` pages in `[start, end)`. While they are on their way, the partition's tree keeps
-    /// their addresses in invalid entries and the host's tree keeps the owner, so that every pass finds them.
+    /// their addresses in invalid entries and the host's tree keeps the owner, so that every pass finds them, and so does
+    /// [`Self::scrub_all`].
     fn take_back<M: Machine>(
         &mut self,
         m: &mut M,
@@ -397,20 +398,25 @@ impl FlexMem {
         let (mut flush, mut flush_host) = (Flush::NONE, Flush::NONE);
         let (mut at, mut page_count) = (start, 0);
         while page_count < max_pages {
-            let Some((ipa, _)) = walk::next(m, tree.root, at, end, Desc::is_valid) else { break };
-            let mut place = self.split_to(m, tree, ipa, LAST_LEVEL)?;
-            let page = place.desc.address();
-            if let Some(mut record) = self.record(m, slot, ipa, page)?
-                && record.desc.is_shared()
-            {
-                self.set(m, self.host, &mut record, Desc::owner(slot, ipa));
-                flush_host.add(page);
+            let Some((ipa, mut place)) = walk::next(m, tree.root, at, end, Desc::is_valid) else { break };
+            if place.level < LAST_LEVEL {
+                place = self.split_to(m, tree, ipa, LAST_LEVEL)?;
             }
+            let page = place.desc.address();
             if place.desc.is_shared() {
                 self.count_unshared(slot)?;
             }
-            let detached = place.desc.detached();
-            self.set(m, tree, &mut place, detached);
+            let left_over = match self.record(m, slot, ipa, page)? {
+                Some(mut record) => {
+                    if record.desc.is_shared() {
+                        self.set(m, self.host, &mut record, Desc::owner(slot, ipa));
+                        flush_host.add(page);
+                    }
+                    place.desc.detached()
+                }
+                None => Desc::ABSENT,
+            };
+            self.set(m, tree, &mut place, left_over);
             flush.add(ipa);
             page_count += 1;
             at = ipa + PAGE_SIZE;
@@ -422,14 +428,12 @@ impl FlexMem {
         let mut from = start;
         while let Some((ipa, place)) = walk::next(m, tree.root, from, at, Desc::is_detached) {
             from = ipa + PAGE_SIZE;
-            let page = place.desc.address();
-            if self.record(m, slot, ipa, page)?.is_some() {
-                if !skips!(self, SkipScrubOnRecall) {
-                    m.zero(Pa(page));
-                }
-                if !skips!(self, SkipClean) {
-                    m.clean(Pa(page));
-                }
+            let page = Pa(place.desc.address());
+            if !skips!(self, SkipScrubOnRecall) {
+                m.zero(page);
+            }
+            if !skips!(self, SkipClean) {
+                m.clean(page);
             }
         }
 
@@ -438,10 +442,9 @@ impl FlexMem {
         while let Some((ipa, mut place)) = walk::next(m, tree.root, from, at, Desc::is_detached) {
             from = ipa + PAGE_SIZE;
             let page = place.desc.address();
-            if let Some(mut record) = self.record(m, slot, ipa, page)? {
-                self.set(m, self.host, &mut record, Desc::host(page, LAST_LEVEL, HostMemory::Ram));
-                self.coalesce(m, self.host, page);
-            }
+            let mut record = walk::find(m, self.host.root, page);
+            self.set(m, self.host, &mut record, Desc::host(page, LAST_LEVEL, HostMemory::Ram));
+            self.coalesce(m, self.host, page);
             self.set(m, tree, &mut place, Desc::ABSENT);
             self.coalesce(m, tree, ipa);
         }

@@ -62,17 +62,17 @@ fn descriptors_split_and_merge_inversely() {
     let block = desc::Desc::host(3 << 30, 1, HostMemory::Ram);
     let owner = desc::Desc::owner(slot(7), 5 << 30);
     for whole in [block, owner, desc::Desc::ABSENT, desc::Desc::HYPERVISOR] {
-        let blocks: Vec<_> = (0..512).map(|i| whole.child(1, i)).collect();
-        let pages: Vec<_> = (0..512).map(|i| blocks[9].child(2, i)).collect();
+        let blocks: Vec<_> = (0..512).map(|i| whole.children(1).at(i)).collect();
+        let pages: Vec<_> = (0..512).map(|i| blocks[9].children(2).at(i)).collect();
         assert_eq!((blocks[0].whole(1), pages[0].whole(2)), (Some(whole), Some(blocks[9])));
         assert!(blocks.iter().all(|desc| !desc.is_table(2) && desc.is_valid() == whole.is_valid()));
     }
     assert_eq!(
-        block.child(1, 9).child(2, 8),
+        block.children(1).at(9).children(2).at(8),
         desc::Desc::host((3 << 30) + 9 * MIB2 + 8 * PAGE_SIZE, 3, HostMemory::Ram)
     );
     assert_eq!(
-        owner.child(1, 9).child(2, 8).as_owner(),
+        owner.children(1).at(9).children(2).at(8).as_owner(),
         Some((slot(7), Ipa((5 << 30) + 9 * MIB2 + 8 * PAGE_SIZE)))
     );
     // What never becomes a block: shared pages, table pages, tables, what is not aligned.

@@ -183,6 +183,7 @@ fn tables_come_back_to_the_last_page() {
     // Runs and scattered pages, so that table pages hold the tables of blocks that table pages came from.
     let scattered: Vec<_> = (0..8).map(|i| range(RAM + (100 + i) * MIB2 + PAGE_SIZE, 1)).collect();
     for page in range(RAM + (1 << 29) - PAGE_SIZE, 40).pages() {
+        w.m.write_page(page, &[0xb5; 4096]);
         assert!(w.m.write(0, HOST_VMID, Ipa(page.0), 0xb05));
     }
     assert_eq!(w.fm.host_give_tables(&mut w.m, &[range(RAM + (1 << 29) - PAGE_SIZE, 40)]), Ok(40));
@@ -236,6 +237,17 @@ fn the_reserve_does_not_go_back() {
     let (_, pages) = w.fm.host_recall_tables(&mut w.m, &mut out, 512).unwrap();
     assert!(pages > 0 && pages < 20);
     assert_eq!(w.fm.pool.spare(), RESERVE);
+    w.check();
+}
+
+#[test]
+fn own_table_pages_are_used_first() {
+    let mut w = World::booted(64);
+    w.fm.host_give_tables(&mut w.m, &[range(RAM, 20)]).unwrap();
+    w.give(0, &(10..20).map(|i| range(RAM + i * MIB2, 1)).collect::<Vec<_>>(), IPA).unwrap();
+    let mut out = [PageRange::EMPTY; 512];
+    assert_eq!(w.fm.host_recall_tables(&mut w.m, &mut out, 512), Ok((1, 20)));
+    assert_eq!(out[0], range(RAM, 20));
     w.check();
 }
 
