@@ -114,3 +114,47 @@ fn recall_without_scrub() {
         world.platform.machine.read_page(Pa(PAGES)) == [1; 4096]
     });
 }
+
+#[test]
+fn partition_writes_its_read_only_data() {
+    blocked_unless_skipped(knob::REGION_ACCESS, |world| {
+        let id = world.populated();
+        assert_eq!(world.give(id, MODEL, RAM + 0x800_0000, 1).0, 0);
+        let page = world.hyp.memory().partition_page(&world.platform, slot(id), Ipa(MODEL)).unwrap();
+        page.access == stage2::Access::ReadWrite
+    });
+}
+
+#[test]
+fn partition_touches_what_it_was_not_given() {
+    blocked_unless_skipped(knob::PARTITION_ABORT, |world| {
+        let id = world.running();
+        world.enter(id, 0, 1);
+        let touched = Exit::Abort { ipa: RAM + 0x800_0008, write: true, fetch: false };
+        world.exit(id, 0, touched, &[]).0 == Next::Resume
+    });
+}
+
+#[test]
+fn list_that_exceeds_a_table_entry() {
+    blocked_unless_skipped(knob::RANGE_FORM, |world| {
+        let id = world.populated();
+        world.give(id, HEAP + 64 * PAGE, 1 << 40 | RAM | 0x800_0008, 1).0 == 0
+    });
+}
+
+#[test]
+fn firmware_call_that_is_not_on_the_list() {
+    blocked_unless_skipped(knob::SMC_ALLOW_LIST, |world| {
+        world.smc(&[0x8200_0000, 1, 2, 3]).1 == Outcome::Firmware
+    });
+}
+
+#[test]
+fn device_that_is_not_on_the_list() {
+    let mut world = World::new();
+    assert_eq!(world.host_reads(ABSENT), None);
+    assert_eq!(world.request(op::KNOB, &[knob::DEVICE_ALLOW_LIST, 1, ABSENT]), (0, [0; 4]));
+    assert_eq!(world.hyp.memory().host_state(&world.platform, Pa(ABSENT)), PageState::HostDevice);
+    assert!(world.host_reads(ABSENT).is_some());
+}
