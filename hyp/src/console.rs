@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::mutex::SpinMutex;
 
+use crate::arch::sysreg::mrs;
+
 /// PL011 registers (Arm DDI0183): data, flags.
 const DR: usize = 0x00;
 const FR: usize = 0x18;
@@ -17,7 +19,33 @@ const FR_TXFF: u32 = 1 << 5;
 
 /// Base address; 0: none.
 static BASE: AtomicUsize = AtomicUsize::new(0);
-static LOCK: SpinMutex<()> = SpinMutex::new(());
+static BUDGET: SpinMutex<Budget> = SpinMutex::new(Budget { second: 0, lines: 0, dropped: 0 });
+
+/// Lines that one second may hold. The host can cause some (a partition that crashes), and must not fill the log, nor
+/// hold everybody up at a slow UART.
+const LINES_PER_SECOND: u32 = 50;
+
+struct Budget {
+    second: u64,
+    lines: u32,
+    dropped: u64,
+}
+
+impl Budget {
+    /// Whether a line may be written now; the lines dropped before it, if it is the first of its second.
+    fn take(&mut self) -> Option<u64> {
+        let second = mrs!("cntpct_el0") / mrs!("cntfrq_el0").max(1);
+        if second != self.second {
+            (self.second, self.lines) = (second, 0);
+        }
+        if self.lines == LINES_PER_SECOND {
+            self.dropped = self.dropped.saturating_add(1);
+            return None;
+        }
+        self.lines += 1;
+        Some(core::mem::take(&mut self.dropped))
+    }
+}
 
 struct Pl011(usize);
 
@@ -45,7 +73,11 @@ impl Log for Console {
     fn log(&self, record: &Record) {
         let base = BASE.load(Ordering::Relaxed);
         if base != 0 && self.enabled(record.metadata()) {
-            let _guard = LOCK.lock();
+            let mut budget = BUDGET.lock();
+            let Some(dropped) = budget.take() else { return };
+            if dropped > 0 {
+                let _ = writeln!(Pl011(base), "hyp: WARN  {dropped} lines dropped\r");
+            }
             let _ = writeln!(Pl011(base), "hyp: {:5} {}\r", record.level(), record.args());
         }
     }

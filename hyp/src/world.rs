@@ -94,7 +94,9 @@ pub fn skips(knob: u64) -> bool {
 
 /// Handles an SMC of the host.
 pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
-    let outcome = lock().host_call(&mut Hardware, cpu, registers);
+    let mut policy = lock();
+    let outcome = policy.host_call(&mut Hardware, cpu, registers);
+    // Under the lock: who cuts partitions off after it must see everybody who got in before.
     if let (Outcome::Enter { .. }, Some(inside)) = (outcome, INSIDE.get(cpu)) {
         inside.store(true, Ordering::Release);
     }

@@ -5,6 +5,7 @@ use hyp_core::{HostAbort, Outcome};
 use smccc::smc64;
 
 use super::sysreg::{mrs, msr};
+use super::vcpu::FSC_PERMISSION;
 use super::{idregs, vcpu};
 use crate::world;
 
@@ -23,8 +24,6 @@ const EC_INSTRUCTION_ABORT: u64 = 0x20;
 const EC_DATA_ABORT: u64 = 0x24;
 /// Fault status of a synchronous external abort.
 const FSC_EXTERNAL: u64 = 0x10;
-/// Fault status class of a permission fault (lowest two bits: level).
-const FSC_PERMISSION: u64 = 0x0c;
 const ISS_IL: u64 = 1 << 25;
 const ISS_WNR: u64 = 1 << 6;
 

@@ -20,6 +20,8 @@ struct Registers {
     spsr: u64,
 }
 
+/// Fault status class of a permission fault (lowest two bits: level).
+pub const FSC_PERMISSION: u64 = 0x0c;
 /// EL1h with all exceptions masked.
 const SPSR_EL1H: u64 = 0x3c5;
 
@@ -115,7 +117,11 @@ fn decode(vector: u64, vcpu: &mut Vcpu) -> Option<Exit> {
             return None;
         }
         0x20 | 0x24 => Exit::Abort {
-            ipa: mrs!("hpfar_el2") >> 4 << 12 | mrs!("far_el2") & 0xfff,
+            // Not valid for a permission fault, unless a stage-1 walk (ISS.S1PTW) met it; then no page is named.
+            ipa: match esr & 0x3c == FSC_PERMISSION && esr & 1 << 7 == 0 {
+                true => u64::MAX,
+                false => mrs!("hpfar_el2") >> 4 << 12 | mrs!("far_el2") & 0xfff,
+            },
             write: class == 0x24 && esr & 1 << 6 != 0,
             fetch: class == 0x20,
         },
