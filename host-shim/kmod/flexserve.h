@@ -3,8 +3,8 @@
  * /dev/flexserve: what user space asks of the flexserve module.
  *
  * An open file is the life of at most one partition. Closing the file, however the process ends, destroys the
- * partition and returns its pages. Every ioctl takes one struct flexserve_request; unused inputs must be 0. Numbers
- * of the hypervisor (status, manifest, exit reasons, statistics) are those of hyp/abi.
+ * partition and returns its pages. Every ioctl takes one struct flexserve_request; unused inputs are ignored.
+ * Numbers of the hypervisor (status, manifest, exit reasons, statistics) are those of hyp/abi.
  *
  * Errors, as errno; "status" and "detail" say what the hypervisor said last:
  *   EBUSY    another thread is inside an ioctl of this file that excludes this one, or the hypervisor is busy
@@ -27,7 +27,7 @@
 /* 128 bytes, the same layout for 32- and 64-bit callers. Meaningful after success, and as said below after errors. */
 struct flexserve_request {
 	__s32 status;		/* out: FF-A status of the last call to the hypervisor, 0: success; also on error */
-	__u32 reserved;		/* 0 */
+	__u32 reserved;
 	__u64 detail;		/* out: what offended (an address, an index), or 0; also on error */
 	__u64 in[4];
 	__u64 out[10];

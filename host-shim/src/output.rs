@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::error::Error;
 use crate::events::Event;
@@ -96,19 +96,26 @@ impl Output {
 }
 
 /// The object of `--json`.
-fn object(result: Result<&Report, &Error>) -> Value {
-    let mut object = json!({"schema": 1, "ok": result.is_ok(), "error": null});
-    match result {
-        Ok(report) => {
-            if let (Some(object), Ok(Value::Object(report))) =
-                (object.as_object_mut(), serde_json::to_value(report))
-            {
-                object.extend(report);
-            }
-        }
-        Err(error) => object["error"] = json!({"code": error.code as u8, "message": error.to_string()}),
-    }
-    object
+#[derive(Serialize)]
+struct Object<'a> {
+    schema: u32,
+    ok: bool,
+    error: Option<Failure>,
+    #[serde(flatten)]
+    report: Option<&'a Report>,
+}
+
+#[derive(Serialize)]
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+fn object(result: Result<&Report, &Error>) -> String {
+    let error = result.err().map(|error| Failure { code: error.code as u8, message: error.to_string() });
+    let object = Object { schema: 1, ok: error.is_none(), error, report: result.ok() };
+    // Strings and numbers serialise without fail.
+    serde_json::to_string(&object).unwrap_or_default()
 }
 
 /// Figures for people.
@@ -150,6 +157,7 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::error::Code;
+    use serde_json::{Value, json};
 
     #[test]
     fn the_terminal_obeys_nothing() {
@@ -159,7 +167,9 @@ mod tests {
     #[test]
     fn the_object_has_schema_verdict_and_figures() {
         let report = Report { answer: "x\n\"".into(), tokens: 3, ..Report::default() };
-        let value = object(Ok(&report));
+        let text = object(Ok(&report));
+        assert!(text.starts_with(r#"{"schema":1,"ok":true,"error":null,"answer":"#), "{text}");
+        let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
             (&value["schema"], &value["ok"], &value["error"]),
             (&json!(1), &json!(true), &Value::Null)
@@ -168,7 +178,8 @@ mod tests {
             (&value["answer"], &value["tokens"], &value["npu_jobs"]),
             (&json!("x\n\""), &json!(3), &json!(0))
         );
-        let value = object(Err(&Error::new(Code::Integrity, "what", "whose", "then")));
+        let text = object(Err(&Error::new(Code::Integrity, "what", "whose", "then")));
+        let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["ok"], json!(false));
         assert_eq!(value["error"], json!({"code": 7, "message": "what; whose fault; then"}));
     }
