@@ -43,8 +43,10 @@ pub struct Products {
     pub init: Option<PathBuf>,
     /// The `flexserve` command.
     pub flexserve: Option<PathBuf>,
-    /// Kernel modules by file name.
-    pub modules: Vec<(String, PathBuf)>,
+    /// The host's kernel module.
+    pub module: Option<PathBuf>,
+    /// The kernel module of the attack suite, for tests only.
+    pub attack_module: Option<PathBuf>,
 }
 
 impl Products {
@@ -70,9 +72,10 @@ pub fn main(paths: &Paths, setup: &Setup) -> Result<()> {
         ("partition", &products.guest),
         ("init", &products.init),
         ("flexserve", &products.flexserve),
+        ("kernel module", &products.module),
+        ("attack module", &products.attack_module),
     ];
-    let modules = products.modules.iter().map(|(name, path)| (name.as_str(), Some(path)));
-    for (name, path) in parts.into_iter().map(|(name, path)| (name, path.as_ref())).chain(modules) {
+    for (name, path) in parts {
         let Some(path) = path else {
             eprintln!("build: {name}: not in this checkout yet, skipped");
             continue;
@@ -120,11 +123,8 @@ pub fn all(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
         products.init = Some(stripped(&dir.join("init"))?);
         products.flexserve = Some(stripped(&dir.join("flexserve"))?);
     }
-    for (source, name) in [("host-shim/kmod", "flexserve"), ("tests/kmod", "flexserve_attack")] {
-        if let Some(module) = kmod::build(paths, &setup.kernel, source, name)? {
-            products.modules.push((format!("{name}.ko"), module));
-        }
-    }
+    products.module = kmod::build(paths, &setup.kernel, "host-shim/kmod", "flexserve")?;
+    products.attack_module = kmod::build(paths, &setup.kernel, "tests/kmod", "flexserve_attack")?;
     Ok(products)
 }
 
@@ -181,8 +181,8 @@ pub fn initramfs(products: &Products, contents: &Contents) -> Result<Vec<u8>> {
     if let Some(path) = &products.flexserve {
         archive.executable("bin/flexserve", &read(path)?);
     }
-    for (name, path) in &products.modules {
-        archive.file(&format!("lib/modules/{name}"), &read(path)?);
+    if let Some(path) = &products.module {
+        archive.file("lib/modules/flexserve.ko", &read(path)?);
     }
     if let Some(path) = &products.guest {
         archive.file("usr/lib/flexserve/guest.elf", &read(path)?);

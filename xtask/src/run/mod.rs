@@ -79,10 +79,11 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
     fs::remove_file(&bundle).context("cannot remove the bundle")?;
     loaded?;
     if custom {
-        watch(&mut vm)?
-    } else {
-        converse(&mut vm, args, report)?
+        watch(&mut vm)?;
+        report.ok = true;
+        return Ok(());
     }
+    converse(&mut vm, args, report)?;
     if !args.json {
         summary::print(report, &dir.join("trusted.log"));
     }

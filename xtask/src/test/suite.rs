@@ -175,9 +175,12 @@ fn initrd(
         let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
         files.push((program.clone(), bytes, true));
     }
-    if let Some(probe) = &products.probe {
-        let bytes = fs::read(probe).with_context(|| format!("cannot read {}", probe.display()))?;
-        files.push(("/usr/lib/flexserve/guest-probe.elf".into(), bytes, false));
+    for (name, part) in
+        [("guest-probe.elf", &products.probe), ("flexserve_attack.ko", &products.attack_module)]
+    {
+        let Some(path) = part else { continue };
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        files.push((format!("/usr/lib/flexserve/{name}"), bytes, false));
     }
     let job = json!({"action": "exec", "argv": suite.command, "tests": tests});
     let models = suite.models.iter().map(|model| paths.at(model)).collect();

@@ -12,8 +12,10 @@ use super::qmp::Qmp;
 
 /// Where RAM starts on the `virt` machine.
 pub const RAM_BASE: u64 = 0x4000_0000;
-/// The most bytes that one request reads or searches for.
+/// The most bytes that one request names.
 const MAX_BYTES: usize = 4096;
+/// The most bytes that one request reads: the answer is one line of the host's terminal, which holds 4095 characters.
+const MAX_READ: usize = 1024;
 /// The most places that one search reports.
 const MAX_HITS: usize = 64;
 
@@ -30,7 +32,7 @@ pub enum Request {
     Read {
         /// Physical address.
         address: u64,
-        /// Number of bytes.
+        /// Number of bytes; at most 1024 are read.
         size: usize,
     },
     /// Writes RAM behind the machine's back. Answers `{}`.
@@ -67,7 +69,7 @@ impl Outside {
                 Ok(json!({"hits": self.search(&pattern)?}))
             }
             Request::Read { address, size } => {
-                let mut bytes = vec![0; (*size).min(MAX_BYTES)];
+                let mut bytes = vec![0; (*size).min(MAX_READ)];
                 self.memory.read_exact_at(&mut bytes, self.offset(*address)?).context("cannot read RAM")?;
                 Ok(json!({"bytes": to_hex(&bytes)}))
             }
