@@ -143,8 +143,8 @@ pub fn ticks() -> u64 {
 
 impl Platform for Hardware {
     fn read_page(&self, page: Pa, buffer: &mut [u8; 4096]) {
-        // SAFETY: the page is RAM. Others may write it meanwhile, so it is read as volatile words, once (I4).
         for (i, chunk) in buffer.chunks_exact_mut(8).enumerate() {
+            // SAFETY: the page is RAM. Others may write it meanwhile, so it is read as volatile words, once (I4).
             let word = unsafe { (page.0 as *const u64).add(i).read_volatile() };
             chunk.copy_from_slice(&word.to_ne_bytes());
         }
