@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::paths::Paths;
 use crate::process;
 use crate::setup::apt;
@@ -13,7 +13,7 @@ use crate::setup::apt;
 /// What a Rust toolchain and a checkout need before anything of this project runs.
 const INCLUDED: &str = "ca-certificates,gcc,libc6-dev";
 
-/// Runs in a private mount namespace: what it mounts is gone when it ends. Arguments: root, toolchain, cache of crates.
+/// Runs in a private mount namespace: what it mounts is gone when it ends. Arguments: root, toolchain.
 const SCRIPT: &str = r#"
 set -eu
 root=$1 toolchain=$2
@@ -24,6 +24,8 @@ mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+# This machine's certificate authorities: it may be behind a proxy that has its own.
+cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
 exec chroot "$root" /usr/bin/env -i HOME=/root TERM=dumb PATH=/toolchain/bin:/usr/sbin:/usr/bin:/sbin:/bin \
   ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
   /bin/sh -euc 'cd /checkout
@@ -63,7 +65,15 @@ pub fn main(paths: &Paths) -> Result<()> {
     eprintln!("bare: running the README's commands in {}", root.display());
     let mut unshare = process::command("unshare");
     unshare.args(["--mount", "--pid", "--fork", "--kill-child", "--", "sh", "-c", SCRIPT, "sh"]);
-    process::streamed(unshare.arg(&root).arg(sysroot.trim()))?;
+    let status = unshare.arg(&root).arg(sysroot.trim()).status().context("cannot start unshare")?;
+    if !status.success() {
+        return Err(Failure::new(
+            Code::Failed,
+            format!("a command of the README failed in the bare root ({status})"),
+            "the checkout, or the network",
+            format!("see its messages above; the root is {}", root.display()),
+        ));
+    }
     eprintln!("bare: both commands succeeded");
     Ok(())
 }
