@@ -26,6 +26,9 @@ const EC_DATA_ABORT: u64 = 0x24;
 const FSC_EXTERNAL: u64 = 0x10;
 const ISS_IL: u64 = 1 << 25;
 const ISS_WNR: u64 = 1 << 6;
+const ISS_S1PTW: u64 = 1 << 7;
+/// Address bit that tells the kernel's half from the processes'.
+const TTBR1_HALF: u64 = 1 << 55;
 
 /// Entry from vectors.s. `vector`: 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, +4 from AArch32.
 #[unsafe(no_mangle)]
@@ -106,7 +109,7 @@ fn system_register(frame: &mut Frame, esr: u64) {
     inject(ISS_IL, 0);
 }
 
-/// A stage-2 abort: repeated when the page is the host's by now, else answered with an external abort, which ends a
+/// A stage-2 abort: repeated when the page is the host's by now, else answered with an abort at EL1, which ends a
 /// process by SIGBUS and a kernel thread by an oops, and never livelocks (DC ZVA and other accesses without syndrome
 /// included).
 fn abort(esr: u64, class: u64) {
@@ -121,7 +124,12 @@ fn abort(esr: u64, class: u64) {
     let from_el0 = mrs!("spsr_el2") & 0xf == 0;
     let class = if from_el0 { class } else { class + 1 };
     let write = if fetch { 0 } else { esr & ISS_WNR };
-    inject(class << 26 | ISS_IL | write | FSC_EXTERNAL, far);
+    // The kernel reads past the end of what it may read in a few places that are prepared for a fault
+    // (load_unaligned_zeropad), but not for an external abort: on its own half of the addresses it gets a permission
+    // fault, which ends an unprepared access just the same. On user addresses that would repeat for ever.
+    let prepared = !from_el0 && !fetch && far & TTBR1_HALF != 0 && esr & ISS_S1PTW == 0;
+    let status = if prepared { FSC_PERMISSION | 3 } else { FSC_EXTERNAL };
+    inject(class << 26 | ISS_IL | write | status, far);
 }
 
 /// Makes the host take a synchronous exception at EL1 (Arm ARM, AArch64.TakeException).
