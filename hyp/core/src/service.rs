@@ -298,17 +298,19 @@ impl Hypervisor {
         Ok([pages, 0, 0, 0])
     }
 
-    /// Every state; BUSY until every vCPU is out.
+    /// Every state; BUSY until every vCPU is out. Its registers are forgotten with its pages.
     fn destroy(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
         let partition = self.partition_mut(id)?;
         partition.state = State::Dying(partition.end().unwrap_or(End::Stopped));
         leave(partition, platform)?;
-        let slot = partition.slot;
+        let (slot, vcpu_count) = (partition.slot, partition.vcpus_mut().len());
         let remaining = self.memory.partition_destroy(platform, slot, STEP_PAGES)?;
         if remaining == 0
             && let Some(place) = self.partitions.get_mut(slot.index())
         {
             *place = None;
+            // Registers hold what memory held.
+            (0..vcpu_count).for_each(|vcpu| platform.reset_vcpu(slot, vcpu, 0, 0));
         }
         Ok([remaining, 0, 0, 0])
     }

@@ -22,7 +22,10 @@ fn memory_is_conserved_and_clean_after_a_whole_life() {
         if round > 0 {
             assert_eq!(world.ok(op::RECALL, &[id, IMAGE, IMAGE_PAGES])[0], IMAGE_PAGES);
         }
+        world.platform.resets.clear();
         world.destroy(id);
+        let slot = slot(id).index();
+        assert_eq!(world.platform.resets, [(slot, 0, 0, 0), (slot, 1, 0, 0)], "no register keeps a secret");
         assert_eq!(world.census(), start, "round {round}");
         for i in (0..IMAGE_PAGES).chain(64..68).chain(80..82) {
             let page = Pa(PAGES + i * PAGE);
