@@ -181,6 +181,9 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
         let next = world::vcpu_exit(cpu, slot, vcpu, exit, &mut registers, host, |registers| {
             guest.registers.x[..18].copy_from_slice(registers);
         });
+        // They hold what the partition computed, and this stack is not scrubbed with its pages.
+        registers.fill(0);
+        core::hint::black_box(&mut registers);
         if next == Next::Host {
             break;
         }
