@@ -50,16 +50,6 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&result.stdout).into_owned())
 }
 
-/// Runs a command whose output the user should see, all of it on standard error.
-pub fn streamed(command: &mut Command) -> Result<()> {
-    command.stdout(Stdio::from(std::io::stderr()));
-    let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
-    if !status.success() {
-        bail!("`{}` failed ({status})", shown(command));
-    }
-    Ok(())
-}
-
 /// Where `program` lies on PATH.
 pub fn find(program: &str) -> Option<std::path::PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())

@@ -37,7 +37,8 @@ impl Source {
         self.uris.iter().any(|uri| uri.split('/').any(|part| part == "debian"))
     }
 
-    fn deb822(&self) -> String {
+    /// The entry in deb822 form.
+    pub fn deb822(&self) -> String {
         let mut text = format!(
             "Types: deb\nURIs: {}\nSuites: {}\nComponents: {}\n",
             self.uris.join(" "),
@@ -229,7 +230,8 @@ impl Apt {
 
     /// Installs packages; needs root rights.
     pub fn install(&self, packages: &[&str], backports: bool) -> Result<()> {
-        process::streamed(&mut self.install_command(packages, backports)).map_err(network)
+        process::output(&mut self.install_command(packages, backports)).map_err(network)?;
+        Ok(())
     }
 
     /// Runs `apt-cache` over all suites and both architectures.

@@ -113,13 +113,10 @@ fn make(paths: &Paths) -> Result<Setup> {
     }
     let mut missing = missing_packages();
     let toolchain = toolchain::rustup();
-    if toolchain.is_none() {
-        for (package, file) in toolchain::DEBIAN_PACKAGES {
-            if !Path::new(file).exists() {
-                missing.push((package, "Rust for AArch64 (the present toolchain lacks the targets)"));
-            }
-        }
-    }
+    let rust = if toolchain.is_none() { toolchain::debian_missing() } else { Vec::new() };
+    missing.extend(
+        rust.iter().map(|package| (*package, "Rust for AArch64 (the present toolchain lacks the targets)")),
+    );
     let qemu_missing = qemu_version().is_none_or(|version| version < QEMU_MINIMUM);
     for (package, reason) in &missing {
         eprintln!("setup: {package} is missing: {reason}");
@@ -141,6 +138,9 @@ fn make(paths: &Paths) -> Result<Setup> {
     }
     if !missing.is_empty() || qemu_missing || known.is_none() {
         let apt = apt::Apt::prepare(paths)?;
+        if !rust.is_empty() {
+            toolchain::check_candidate(&apt.cache(&["policy", "rustc-web"])?)?;
+        }
         let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
         install(&apt, &names, qemu_missing)?;
         let kernel = known.map_or_else(|| kernel::fetch(paths, &apt), Ok)?;

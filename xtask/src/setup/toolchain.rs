@@ -3,8 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
 use crate::process;
 
 /// Every AArch64 target of the project.
@@ -16,6 +18,8 @@ pub const GUEST_TARGET: &str = "aarch64-unknown-none";
 /// Programs in the host.
 pub const LINUX_TARGET: &str = "aarch64-unknown-linux-gnu";
 
+/// The oldest compiler that the workspace's `rust-version` allows.
+const RUST_MINIMUM: (u32, u32) = (1, 95);
 /// Debian's compiler and what its packages bring.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_STD: &str = "/usr/lib/rustlib/src/rust/library/std/Cargo.toml";
@@ -89,7 +93,60 @@ fn may_download() -> bool {
     std::env::var("RUSTUP_AUTO_INSTALL").map_or(true, |value| value != "0")
 }
 
+/// Debian's packages that are missing or too old.
+pub fn debian_missing() -> Vec<&'static str> {
+    let version = process::output(process::command(DEBIAN_RUSTC).arg("--version")).ok();
+    let too_old = version.and_then(|text| parse_version(&text)).is_none_or(|version| version < RUST_MINIMUM);
+    DEBIAN_PACKAGES
+        .iter()
+        .filter(|(_, file)| too_old || !Path::new(file).exists())
+        .map(|(package, _)| *package)
+        .collect()
+}
+
+/// Fails if the compiler that apt would install is too old.
+pub fn check_candidate(policy: &str) -> Result<()> {
+    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: ")).unwrap_or("none");
+    if parse_numbers(candidate).is_some_and(|version| version >= RUST_MINIMUM) {
+        return Ok(());
+    }
+    Err(Failure::setup(
+        format!(
+            "this machine's package sources offer rustc-web {candidate}, and {}.{} is needed",
+            RUST_MINIMUM.0, RUST_MINIMUM.1
+        ),
+        "enable Debian's security suite in /etc/apt, or add the AArch64 targets with rustup",
+    ))
+}
+
+/// Reads `rustc 1.96.0 (...)`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    parse_numbers(text.strip_prefix("rustc ")?)
+}
+
+fn parse_numbers(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// Debian's toolchain, once its packages are installed.
 pub fn debian() -> Toolchain {
     Toolchain { route: Route::Debian, sysroot: PathBuf::from("/usr") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_candidates_are_refused() {
+        let policy = |version: &str| {
+            format!("rustc-web:\n  Installed: (none)\n  Candidate: {version}\n  Version table:\n")
+        };
+        assert!(check_candidate(&policy("1.96.0+dfsg1-1~deb12u2")).is_ok());
+        assert!(check_candidate(&policy("1.85.0+dfsg3-1~deb12u3")).is_err());
+        assert!(check_candidate(&policy("(none)")).is_err());
+        assert!(check_candidate("").is_err());
+        assert_eq!(parse_version("rustc 1.95.0 (59807616e 2026-04-14)"), Some((1, 95)));
+    }
 }

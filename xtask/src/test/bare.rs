@@ -41,7 +41,7 @@ pub fn main(paths: &Paths) -> Result<()> {
             "run it as root",
         ));
     }
-    let (main, _) = apt::debian_sources(&apt::machine_sources())
+    let (main, own) = apt::debian_sources(&apt::machine_sources())
         .ok_or_else(|| Failure::setup("this machine has no Debian package source", "run on Debian 12"))?;
     let mirror = main.uris.first().context("the package source has no address")?;
     if process::find("debootstrap").is_none() {
@@ -60,6 +60,10 @@ pub fn main(paths: &Paths) -> Result<()> {
     process::output(debootstrap.arg(apt::CODENAME).arg(&root).arg(mirror)).map_err(|error| {
         Failure::setup(format!("no Debian root: {error:#}"), "check the network and the disk space")
     })?;
+    // The installer of Debian sets up updates and security fixes, too; debootstrap does not.
+    let sources: Vec<String> = own.iter().map(apt::Source::deb822).collect();
+    fs::write(root.join("etc/apt/sources.list"), "")?;
+    fs::write(root.join("etc/apt/sources.list.d/debian.sources"), sources.join("\n"))?;
     checkout(paths, &root.join("checkout"))?;
     let sysroot = process::output(process::command("rustc").args(["--print", "sysroot"]))?;
     eprintln!("bare: running the README's commands in {}", root.display());
