@@ -51,25 +51,29 @@ static int attack_call(struct flexattack_call *call)
 	return 0;
 }
 
+/* A page of code, alone in it. The kernel maps no page of data executable, but this one may be given. */
+asm(".pushsection .text.flexserve_attack_page, \"ax\"\n"
+    ".balign 4096\n"
+    "flexserve_attack_page:\n"
+    "	bti	c\n"
+    "	mov	x0, #" __stringify(FLEXATTACK_CODE_RETURNS) "\n"
+    "	ret\n"
+    ".balign 4096\n"
+    ".popsection");
+u64 flexserve_attack_page(void);
+
 /* Maps the page around an address; the mapping is never undone, since the task may not come back. */
-static void *attack_map(u64 address, u32 map, bool execute)
+static void *attack_map(u64 address, u32 map)
 {
 	u64 base = address & PAGE_MASK, offset = address & ~PAGE_MASK;
-	struct page *page;
-	void *start;
+	void *start = NULL;
 
-	if (execute) {
-		page = pfn_to_online_page(PHYS_PFN(base));
-		start = page ? vmap(&page, 1, VM_MAP, PAGE_KERNEL_EXEC) : NULL;
-	} else if (map == FLEXATTACK_LINEAR) {
+	if (map == FLEXATTACK_LINEAR)
 		start = pfn_to_online_page(PHYS_PFN(base)) ? phys_to_virt(base) : NULL;
-	} else if (map == FLEXATTACK_CACHED) {
+	else if (map == FLEXATTACK_CACHED)
 		start = memremap(base, PAGE_SIZE, MEMREMAP_WB);
-	} else if (map == FLEXATTACK_DEVICE) {
+	else if (map == FLEXATTACK_DEVICE)
 		start = (void __force *)ioremap(base, PAGE_SIZE);
-	} else {
-		start = NULL;
-	}
 	return start ? start + offset : NULL;
 }
 
@@ -111,17 +115,23 @@ static int attack_access(struct flexattack_access *access)
 	u32 act = access->act & 0xff, width = access->act >> 8;
 	void *at;
 
-	if (act > FLEXATTACK_EXECUTE || (act != FLEXATTACK_EXECUTE && width != 1 && width != 2 && width != 4 && width != 8))
+	if (act > FLEXATTACK_WRITE || !is_power_of_2(width) || width > 8)
 		return -EINVAL;
-	at = attack_map(access->address, access->map, act == FLEXATTACK_EXECUTE);
+	at = attack_map(access->address, access->map);
 	if (!at)
 		return -ENXIO;
 	if (act == FLEXATTACK_READ)
 		access->value = attack_read(at, width);
-	else if (act == FLEXATTACK_WRITE)
-		attack_write(at, width, access->value);
 	else
-		access->value = ((u64 (*)(void))at)();
+		attack_write(at, width, access->value);
+	return 0;
+}
+
+static int attack_code(struct flexattack_code *code, bool call)
+{
+	code->address = PFN_PHYS(vmalloc_to_pfn(flexserve_attack_page));
+	if (call)
+		code->value = flexserve_attack_page();
 	return 0;
 }
 
@@ -161,6 +171,7 @@ static long attack_ioctl(struct file *file, unsigned int command, unsigned long 
 		struct flexattack_call call;
 		struct flexattack_access access;
 		struct flexattack_pages pages;
+		struct flexattack_code code;
 	} request;
 	void __user *user = (void __user *)address;
 	int ret;
@@ -181,6 +192,10 @@ static long attack_ioctl(struct file *file, unsigned int command, unsigned long 
 		break;
 	case FLEXATTACK_FREE:
 		ret = attack_free(&request.pages);
+		break;
+	case FLEXATTACK_CODE:
+	case FLEXATTACK_CODE_CALL:
+		ret = attack_code(&request.code, command == FLEXATTACK_CODE_CALL);
 		break;
 	default:
 		return -ENOTTY;

@@ -28,7 +28,7 @@ struct flexattack_call {
 /* One access to a physical address. */
 struct flexattack_access {
 	__u64 address;
-	__u64 value;			/* in: what to write; out: what was read, or what the code returned */
+	__u64 value;			/* in: what to write; out: what was read */
 	__u32 map;			/* how the kernel gets at it */
 	__u32 act;
 };
@@ -37,7 +37,6 @@ struct flexattack_access {
 #define FLEXATTACK_DEVICE 2		/* a new mapping as device memory */
 #define FLEXATTACK_READ 0		/* | width in bytes << 8: 1, 2, 4 or 8 */
 #define FLEXATTACK_WRITE 1		/* | width in bytes << 8 */
-#define FLEXATTACK_EXECUTE 2		/* calls it, through an executable mapping of the page */
 #define FLEXATTACK_ACCESS FLEXATTACK_IOC(1, struct flexattack_access)
 
 /* Physically contiguous zeroed pages. They stay allocated, whoever closes the file or dies, until FREE. */
@@ -47,5 +46,14 @@ struct flexattack_pages {
 };
 #define FLEXATTACK_ALLOC FLEXATTACK_IOC(2, struct flexattack_pages)
 #define FLEXATTACK_FREE FLEXATTACK_IOC(3, struct flexattack_pages)
+
+/* A page of the module's own code. Once it was given, what comes back is no code any more. */
+struct flexattack_code {
+	__u64 address;			/* out */
+	__u64 value;			/* CALL, out: what the code returned: FLEXATTACK_CODE_RETURNS */
+};
+#define FLEXATTACK_CODE_RETURNS 0xC0DE
+#define FLEXATTACK_CODE FLEXATTACK_IOC(4, struct flexattack_code)
+#define FLEXATTACK_CODE_CALL FLEXATTACK_IOC(5, struct flexattack_code)
 
 #endif

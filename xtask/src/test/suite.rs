@@ -14,7 +14,7 @@ use crate::machine::{Deployment, Machine};
 use crate::paths::Paths;
 use crate::setup::Setup;
 use crate::vm::event::Event;
-use crate::vm::outside::Outside;
+use crate::vm::outside::{Outside, Request};
 use crate::vm::qmp::Qmp;
 use crate::vm::{Boot, Launch, Output, Vm};
 
@@ -192,8 +192,10 @@ fn collect(vm: &mut Vm, qmp: Qmp, suite: &Suite, tests: &[String], verdicts: &mu
     let mut outside = Outside::open(vm, qmp)?;
     let mut last = Instant::now();
     let mut done = false;
+    let mut boots = 0;
     loop {
         match vm.output()? {
+            Output::Event(Event::Ready { .. }) => boots += 1,
             Output::Event(Event::Test { name, ok, skipped, detail }) => {
                 let seconds = std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64();
                 let outcome = match (ok, skipped) {
@@ -209,6 +211,26 @@ fn collect(vm: &mut Vm, qmp: Qmp, suite: &Suite, tests: &[String], verdicts: &mu
                     outcome
                 };
                 verdicts.add(&suite.name, &name, outcome, seconds);
+            }
+            Output::Event(Event::Ask { id, request: Request::Boot }) => {
+                vm.send_line(&json!({"id": id, "ok": true, "answer": {"boot": boots}}).to_string())?;
+            }
+            Output::Event(Event::Ask { id, request: Request::Outlive { how, test, bytes, found } }) => {
+                let hits = outside.outlive(how, &bytes, || {
+                    vm.send_line(&json!({"id": id, "ok": true, "answer": {}}).to_string())
+                })?;
+                let seconds = std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64();
+                let outcome = match hits.first() {
+                    _ if hits.is_empty() != found => Outcome::Passed,
+                    Some(first) => Outcome::Failed(format!("the secret is left in RAM, first at {first:#x}")),
+                    None => Outcome::Failed("the secret is gone although nothing removes it".into()),
+                };
+                verdicts.add(&suite.name, &test, outcome, seconds);
+                if tests.iter().all(|test| verdicts.contains(&suite.name, test)) {
+                    vm.stop();
+                    return Ok(());
+                }
+                outside.restart()?;
             }
             Output::Event(Event::Ask { id, request }) => {
                 let answer = match outside.answer(&request) {

@@ -35,9 +35,16 @@ pub struct Verdict {
 #[derive(Debug, Default)]
 pub struct Verdicts {
     all: Vec<Verdict>,
+    /// Printed on standard error, since standard output is for something else.
+    on_stderr: bool,
 }
 
 impl Verdicts {
+    /// None yet; they will be printed on standard output or on standard error.
+    pub fn printed(on_stderr: bool) -> Self {
+        Self { all: Vec::new(), on_stderr }
+    }
+
     /// Records and prints one verdict.
     pub fn add(&mut self, suite: &str, name: &str, outcome: Outcome, seconds: f64) {
         let (word, detail) = match &outcome {
@@ -45,11 +52,22 @@ impl Verdicts {
             Outcome::Failed(detail) => ("FAILED ", detail.as_str()),
             Outcome::Skipped(detail) => ("skipped", detail.as_str()),
         };
-        println!("{word} {suite}::{name}");
+        let mut text = format!("{word} {suite}::{name}\n");
         for line in detail.lines() {
-            println!("        {line}");
+            text.push_str(&format!("        {line}\n"));
+        }
+        if self.on_stderr {
+            eprint!("{text}")
+        } else {
+            print!("{text}")
         }
         self.all.push(Verdict { suite: suite.into(), name: name.into(), outcome, seconds });
+    }
+
+    /// Whether a test passed; none if there is no verdict.
+    pub fn passed(&self, suite: &str, name: &str) -> Option<bool> {
+        let verdict = self.all.iter().find(|verdict| verdict.suite == suite && verdict.name == name)?;
+        Some(verdict.outcome == Outcome::Passed)
     }
 
     /// Whether the suite has a verdict of that name.

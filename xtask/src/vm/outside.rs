@@ -2,13 +2,15 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Vm;
 use super::qmp::Qmp;
+use super::{SILENCE, Vm};
 
 /// Where RAM starts on the `virt` machine.
 pub const RAM_BASE: u64 = 0x4000_0000;
@@ -42,8 +44,50 @@ pub enum Request {
         /// Hexadecimal.
         bytes: String,
     },
+    /// Looks for text in the trusted log. Answers `{"found":boolean}`.
+    Log {
+        /// The text.
+        text: String,
+    },
+    /// How often the host has booted. Answers `{"boot":number from 1}`.
+    Boot,
+    /// The machine is about to end in this way: what bytes are left in RAM then is the verdict of a test. Answers `{}`
+    /// at once.
+    Outlive {
+        /// How it ends.
+        how: Ending,
+        /// The test.
+        test: String,
+        /// What to find, as for SEARCH.
+        bytes: String,
+        /// Whether the test passes when they are found, or when they are not.
+        found: bool,
+    },
     /// Resets the machine. There is no answer.
     Reset,
+}
+
+/// How a machine ends, and where RAM is searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// The outside resets it, as a watchdog would; searched when the hypervisor has passed its scrub at boot.
+    Watchdog,
+    /// The host resets it by PSCI; searched when firmware got the call.
+    Psci,
+    /// The hypervisor panics; searched when it has stopped.
+    Panic,
+}
+
+impl Ending {
+    /// What the trusted log says then.
+    fn marker(self) -> &'static str {
+        match self {
+            Self::Watchdog => "host stage 2:",
+            Self::Psci => "partitions scrubbed for",
+            Self::Panic => "partitions scrubbed; stopped",
+        }
+    }
 }
 
 /// The view from outside.
@@ -51,6 +95,7 @@ pub struct Outside {
     memory: File,
     size: u64,
     qmp: Qmp,
+    trusted_log: PathBuf,
 }
 
 impl Outside {
@@ -58,7 +103,7 @@ impl Outside {
     pub fn open(vm: &Vm, qmp: Qmp) -> Result<Self> {
         let memory = find_memory(vm.process_id())?;
         let size = memory.metadata()?.len();
-        Ok(Self { memory, size, qmp })
+        Ok(Self { memory, size, qmp, trusted_log: vm.dir().join("trusted.log") })
     }
 
     /// Does what a test asked and returns the answer.
@@ -79,11 +124,65 @@ impl Outside {
                     .context("cannot write RAM")?;
                 Ok(json!({}))
             }
+            Request::Log { text } => Ok(json!({"found": self.log_after(0)?.contains(text)})),
+            Request::Boot | Request::Outlive { .. } => bail!("this is no suite of several boots"),
             Request::Reset => {
                 self.qmp.execute("system_reset", json!({}))?;
                 Ok(json!({}))
             }
         }
+    }
+
+    /// What the trusted log says from a byte on.
+    fn log_after(&self, start: usize) -> Result<String> {
+        let log = fs::read(&self.trusted_log).context("cannot read the trusted log")?;
+        Ok(String::from_utf8_lossy(log.get(start..).unwrap_or_default()).into_owned())
+    }
+
+    /// Ends the machine, or lets it end after `tell` told it that all is ready. Returns where `bytes` (as for SEARCH) are
+    /// then. The machine is stopped.
+    pub fn outlive(
+        &mut self,
+        how: Ending,
+        bytes: &str,
+        tell: impl FnOnce() -> Result<()>,
+    ) -> Result<Vec<u64>> {
+        let pattern: Vec<u8> = from_hex(bytes)?.into_iter().map(|byte| byte ^ 0xff).collect();
+        let start = self.log_after(0)?.len();
+        if how == Ending::Psci {
+            // A reset would lead to the scrub at boot: what is left before that is what counts.
+            self.qmp.execute("set-action", json!({"reboot": "shutdown", "shutdown": "pause"}))?;
+        }
+        tell()?;
+        if how == Ending::Watchdog {
+            self.qmp.execute("system_reset", json!({}))?;
+        }
+        let (mut size, mut last) = (0, Instant::now());
+        loop {
+            let log = self.log_after(start)?;
+            let is_there = log.contains(how.marker());
+            if is_there && (how != Ending::Psci || self.is_shut_down()?) {
+                break;
+            }
+            if log.len() != size {
+                (size, last) = (log.len(), Instant::now());
+            }
+            anyhow::ensure!(last.elapsed() < SILENCE, "the trusted log never said \"{}\"", how.marker());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.qmp.execute("stop", json!({}))?;
+        self.search_memory(&pattern)
+    }
+
+    fn is_shut_down(&mut self) -> Result<bool> {
+        Ok(self.qmp.execute("query-status", json!({}))?["status"] == "shutdown")
+    }
+
+    /// Boots a stopped machine again.
+    pub fn restart(&mut self) -> Result<()> {
+        self.qmp.execute("set-action", json!({"reboot": "reset", "shutdown": "poweroff"}))?;
+        self.qmp.execute("system_reset", json!({}))?;
+        self.qmp.execute("cont", json!({})).map(drop)
     }
 
     fn offset(&self, address: u64) -> Result<u64> {

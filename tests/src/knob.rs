@@ -1,0 +1,109 @@
+//! Fault knobs: defences that an image built for tests can leave out.
+
+use anyhow::Result;
+use hyp_abi::service::op;
+
+use crate::host::call_service;
+use crate::sys::AttackModule;
+
+macro_rules! knobs {
+    ($($name:ident = $number:literal,)*) => {
+        /// A knob, by the name that `--without` and `docs` use. Its meaning: `hyp/core/src/knob.rs`, `stage2/src/knobs.rs`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "they are documented where they act")]
+        pub enum Knob { $($name = $number,)* }
+
+        impl Knob {
+            /// All.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Its name.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+        }
+    };
+}
+
+knobs! {
+    SkipHostUnmap = 0x00,
+    SkipScrubOnGive = 0x02,
+    SkipScrubOnRecall = 0x03,
+    SkipClean = 0x04,
+    SkipOwnershipCheck = 0x05,
+    SkipOverlapCheck = 0x06,
+    SkipScrubAll = 0x0A,
+    RxtxOwnership = 0x40,
+    CpuOnEntry = 0x41,
+    ContentsAfterMeasure = 0x42,
+    RecallState = 0x43,
+    RegionAccess = 0x45,
+    PartitionAbort = 0x46,
+    RangeForm = 0x47,
+    SmcAllowList = 0x48,
+    DeviceAllowList = 0x49,
+    SimdSwitch = 0x4A,
+    RegisterTraps = 0x4B,
+    InterruptRouting = 0x4C,
+}
+
+/// Makes the hypervisor panic.
+const PANIC: u64 = 0xFF;
+
+impl Knob {
+    /// Leaves the defence out, or puts it back.
+    pub fn turn(self, module: &AttackModule, leave_out: bool) -> Result<()> {
+        // The allow-list of devices is turned by the attack itself, which knows the device.
+        if self == Self::DeviceAllowList {
+            return Ok(());
+        }
+        let arguments = [self as u64, leave_out.into(), 0, 0];
+        call_service(module, op::KNOB, arguments)?.ok(self.name()).map(drop)
+    }
+}
+
+/// Lets the host have a page of devices; it keeps it.
+pub fn allow_device(module: &AttackModule, page: u64) -> Result<()> {
+    let arguments = [Knob::DeviceAllowList as u64, 1, page, 0];
+    call_service(module, op::KNOB, arguments)?.ok("DeviceAllowList").map(drop)
+}
+
+/// Makes the hypervisor panic; does not come back.
+pub fn panic(module: &AttackModule) -> Result<()> {
+    call_service(module, op::KNOB, [PANIC, 1, 0, 0])?.ok("PANIC").map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `SkipHostUnmap` is `SKIP_HOST_UNMAP` and `RxtxOwnership` is `RXTX_OWNERSHIP`.
+    fn constant_name(name: &str) -> String {
+        let mut out = String::new();
+        for c in name.chars() {
+            if c.is_ascii_uppercase() && !out.is_empty() {
+                out.push('_');
+            }
+            out.push(c.to_ascii_uppercase());
+        }
+        out
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_hypervisor() {
+        let stage2 = include_str!("../../stage2/src/knobs.rs");
+        let core = include_str!("../../hyp/core/src/knob.rs");
+        for knob in Knob::ALL {
+            let number = *knob as u64;
+            let found = match number {
+                0..0x40 => stage2.contains(&format!("    {} = {number},\n", knob.name())),
+                _ => core.contains(
+                    &format!("pub const {}: u64 = {number:#04X};\n", constant_name(knob.name()))
+                        .replace("0X", "0x"),
+                ),
+            };
+            assert!(found, "{}", knob.name());
+        }
+        assert!(core.contains("pub const PANIC: u64 = 0xFF;"));
+    }
+}

@@ -1,0 +1,48 @@
+//! System tests and the attack suite: a program that xtask boots in the host's initramfs, and that init runs as its job.
+//!
+//! It reports verdicts on the console, and asks the outside (xtask, at QEMU's side) for what only that can do: search RAM,
+//! read the trusted log, reset the machine. Attacks from the host's kernel go through `kmod/`, a test-only module. Unsafe
+//! code lives in [`sys`] only.
+#![deny(unsafe_code)]
+
+mod attack;
+mod child;
+mod host;
+mod knob;
+mod partition;
+mod report;
+mod reset;
+mod secret;
+#[allow(unsafe_code)]
+mod sys;
+mod system;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail, ensure};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("system-tests: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["attack"] => {
+            ensure!(!attack::has_knobs()?, "this hypervisor has fault knobs: it is not the shipped one");
+            attack::run(false, None)
+        }
+        ["attack-without", rest @ ..] => attack::run(true, rest.first().copied()),
+        ["system"] => system::run(),
+        [suite @ ("reset" | "reset-knobs")] => reset::run(suite),
+        ["child", ..] => child::main(&arguments[1..]),
+        _ => bail!("usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | system"),
+    }
+}
