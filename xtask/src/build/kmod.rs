@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::failure::{Code, Failure};
 use crate::paths::Paths;
 use crate::process;
 use crate::setup::kernel::Kernel;
@@ -39,9 +40,17 @@ pub fn build(paths: &Paths, kernel: &Kernel, source: &str, name: &str) -> Result
     let mut make = process::command("make");
     make.arg("-s").arg("-C").arg(paths.at(&kernel.headers)).arg(format!("M={}", dir.display()));
     // Without BTF: it needs pahole, and nothing here uses it. Warnings are errors, as in the Rust code.
-    make.args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "CONFIG_DEBUG_INFO_BTF_MODULES=", "W=1"]);
+    make.args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "CONFIG_DEBUG_INFO_BTF_MODULES="]);
     make.args(["KCFLAGS=-Werror", "modules"]);
-    process::output(&mut make).with_context(|| format!("building the kernel module {name}"))?;
+    if let Err(error) = process::output(&mut make) {
+        eprintln!("{error:#}");
+        return Err(Failure::new(
+            Code::Failed,
+            format!("the kernel module {name} does not build for Linux {}", kernel.release),
+            "its sources, or the set-up",
+            "see the compiler's messages above",
+        ));
+    }
     anyhow::ensure!(module.exists(), "the build of {source} made no {name}.ko");
     let mut strip = process::command("aarch64-linux-gnu-strip");
     process::output(strip.arg("--strip-debug").arg(&module))?;
