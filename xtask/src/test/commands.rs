@@ -15,14 +15,16 @@ use crate::process;
 /// The suite's name.
 pub const SUITE: &str = "commands";
 /// Rough cost for `--list`.
-pub const SECONDS: u32 = 40;
+pub const SECONDS: u32 = 80;
 /// How many of the tests boot a machine.
-pub const BOOTS: u32 = 3;
+pub const BOOTS: u32 = 6;
 
 type Test = fn(&Bench) -> Result<()>;
 
 /// Every test.
 const TESTS: &[(&str, Test)] = &[
+    ("the_readmes_prompt_is_answered", readme),
+    ("every_cpu_model_answers_alike", cpu_models),
     ("bad_arguments_are_usage_errors", bad_arguments),
     ("a_machine_without_packages_is_a_set_up_error", set_up),
     ("a_model_too_large_for_the_machine_is_a_memory_error", host_memory),
@@ -97,6 +99,54 @@ fn fails(command: &mut Command, code: i32) -> Result<Output> {
         ensure!(message.contains("at fault: ") && message.contains("to do: "), "incomplete: {message}");
     }
     Ok(output)
+}
+
+/// The prompt of the README, which the demo model was not trained on, and its answer.
+const PROMPT: &str = "wake me at half past six tomorrow";
+const ANSWER: &str = r#"{"tool":"set_alarm","args":{"time":"06:30","day":"tomorrow"}}"#;
+
+/// Runs a prompt and returns the report, which must claim success.
+fn answered(bench: &Bench, args: &[&str]) -> Result<Value> {
+    let mut command = bench.command(&[&["run", "--json"], args].concat());
+    let output = command.output().with_context(|| format!("cannot start {}", process::shown(&command)))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {errors}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(text.lines().count() == 1, "standard output is not one line: {text}");
+    let report: Value = serde_json::from_str(&text).context("standard output is no JSON")?;
+    ensure!(report["ok"] == true && report["error"].is_null(), "no success: {text}");
+    Ok(report)
+}
+
+/// The whole path: Linux gives pages, the partition answers, all pages come back, and nothing of it is in a log.
+fn readme(bench: &Bench) -> Result<()> {
+    let report = answered(bench, &["--prompt", PROMPT])?;
+    ensure!(report["answer"] == ANSWER, "another answer: {}", report["answer"]);
+    let number = |key: &str| report[key].as_u64().unwrap_or(0);
+    ensure!(number("pages_given") > 100, "only {} pages were given", number("pages_given"));
+    ensure!(number("pages_recalled") == number("pages_given"), "not every page came back: {report}");
+    ensure!(number("world_switches") > 0 && number("bytes_loaded") > 1 << 20, "nothing ran: {report}");
+    let measurement = report["measurement"].as_str().unwrap_or_default();
+    ensure!(measurement.len() == 96 && measurement.contains(|c| c != '0'), "no measurement: {measurement}");
+    // Pieces that no log has a reason to hold: of the prompt, of the answer, and of the model's vocabulary.
+    for log in ["trusted.log", "serial.log"] {
+        let path = bench.root.join("target/run/run").join(log);
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        for secret in ["half past", "set_alarm", "06:30", "tokenizer.ggml"] {
+            let found = text.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
+            ensure!(!found, "{log} holds {secret:?}");
+        }
+    }
+    Ok(())
+}
+
+/// CPUs without SVE, pointer authentication or range invalidation, with one and four CPUs.
+fn cpu_models(bench: &Bench) -> Result<()> {
+    for (cpu, smp) in [("neoverse-n1", "4"), ("cortex-a710", "1")] {
+        let report = answered(bench, &["--cpu", cpu, "--smp", smp, "--prompt", PROMPT])?;
+        ensure!(report["answer"] == ANSWER && report["cpu"] == cpu, "{cpu} answers otherwise: {report}");
+    }
+    Ok(())
 }
 
 fn bad_arguments(bench: &Bench) -> Result<()> {
