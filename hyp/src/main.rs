@@ -88,13 +88,13 @@ extern "C" fn primary_main(device_tree: u64, load_base: u64) -> ! {
     // SAFETY: the boot CPU runs alone with the MMU off; the parts cover the image, RAM and our devices.
     unsafe { enable_mmu(&platform, image) };
 
-    let start = memory::ticks();
     if !skips_boot_scrub(&bundle) {
+        let start = memory::ticks();
         for bank in &platform.ram {
             scrub_outside(*bank, &[hypervisor, kernel, initrd, tree]);
         }
+        info!("RAM scrubbed in {} ticks", memory::ticks() - start);
     }
-    info!("RAM scrubbed in {} ticks", memory::ticks() - start);
 
     // SAFETY: the tree lies in RAM outside every other part; nobody else uses it.
     let blob = unsafe { core::slice::from_raw_parts_mut(device_tree as *mut u8, tree.size as usize) };

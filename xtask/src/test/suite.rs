@@ -230,7 +230,7 @@ fn collect(vm: &mut Vm, qmp: Qmp, suite: &Suite, tests: &[String], verdicts: &mu
                     vm.stop();
                     return Ok(());
                 }
-                outside.restart()?;
+                outside.restart(how)?;
             }
             Output::Event(Event::Ask { id, request }) => {
                 let answer = match outside.answer(&request) {

@@ -178,10 +178,13 @@ impl Outside {
         Ok(self.qmp.execute("query-status", json!({}))?["status"] == "shutdown")
     }
 
-    /// Boots a stopped machine again.
-    pub fn restart(&mut self) -> Result<()> {
-        self.qmp.execute("set-action", json!({"reboot": "reset", "shutdown": "poweroff"}))?;
-        self.qmp.execute("system_reset", json!({}))?;
+    /// Lets a machine that ended in this way boot again.
+    pub fn restart(&mut self, how: Ending) -> Result<()> {
+        // After a watchdog's reset it is on its way already.
+        if how != Ending::Watchdog {
+            self.qmp.execute("set-action", json!({"reboot": "reset", "shutdown": "poweroff"}))?;
+            self.qmp.execute("system_reset", json!({}))?;
+        }
         self.qmp.execute("cont", json!({})).map(drop)
     }
 
