@@ -15,7 +15,6 @@ mod reset;
 mod secret;
 #[allow(unsafe_code)]
 mod sys;
-mod system;
 
 use std::process::ExitCode;
 
@@ -40,9 +39,8 @@ fn run(arguments: &[String]) -> Result<()> {
             attack::run(false, None)
         }
         ["attack-without", rest @ ..] => attack::run(true, rest.first().copied()),
-        ["system"] => system::run(),
         [suite @ ("reset" | "reset-knobs")] => reset::run(suite),
         ["child", ..] => child::main(&arguments[1..]),
-        _ => bail!("usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | system"),
+        _ => bail!("usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs"),
     }
 }
