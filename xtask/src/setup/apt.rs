@@ -236,7 +236,8 @@ impl Apt {
 
     /// Runs `apt-cache` over all suites and both architectures.
     pub fn cache(&self, args: &[&str]) -> Result<String> {
-        process::output(self.command(&self.kernel, "apt-cache").args(args))
+        // Without a network `apt-get update` only warns, and the lists stay empty.
+        process::output(self.command(&self.kernel, "apt-cache").args(args)).map_err(network)
     }
 
     /// Downloads package files into `dir`, all or none.
