@@ -34,6 +34,8 @@ pub enum Command {
     Attack(AttackArgs),
     /// Run benchmarks and write target/bench/report.{json,md,html}.
     Bench(BenchArgs),
+    /// Fuzz everything that reads what somebody else wrote.
+    Fuzz(FuzzArgs),
     /// Count the lines of code that must be trusted.
     Tcb(TcbArgs),
 }
@@ -181,6 +183,16 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+/// Arguments of `fuzz`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct FuzzArgs {
+    /// Only these targets.
+    pub targets: Vec<String>,
+    /// CPU minutes for each target.
+    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    pub minutes: f64,
+}
+
 /// Arguments of `tcb`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TcbArgs {
@@ -205,6 +217,7 @@ mod tests {
             "x attack name --without defence --deployment el2 --json",
             "x bench a b --quick --check --json",
             "x tcb --json",
+            "x fuzz a b --minutes 0.5",
             "x gdb --prompt hi",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");

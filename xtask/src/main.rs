@@ -9,6 +9,7 @@ mod build;
 mod clean;
 mod cli;
 mod failure;
+mod fuzz;
 mod gdb;
 mod machine;
 mod paths;
@@ -55,6 +56,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
         Command::Test(args) => return test::main(&paths, args),
         Command::Attack(args) => attack::main(&paths, args)?,
         Command::Bench(args) => bench::main(&paths, args)?,
+        Command::Fuzz(args) => fuzz::main(&paths, args)?,
         Command::Tcb(args) => tcb::main(&paths, args)?,
     }
     Ok(ExitCode::SUCCESS)
