@@ -9,6 +9,7 @@ pub mod features;
 pub mod gic;
 pub mod host;
 pub mod idregs;
+pub mod interrupts;
 pub mod memory;
 pub mod stage1;
 pub mod sysreg;

@@ -31,6 +31,8 @@ static MACHINE: Once<(Features, Platform)> = Once::new();
 static PANICKING: AtomicBool = AtomicBool::new(false);
 /// Which CPUs are inside a partition.
 static INSIDE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+/// Which CPUs run the host.
+static ONLINE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 /// Where a CPU that is being turned on enters the host, and x0 there.
 static STARTS: [(AtomicU64, AtomicU64); MAX_CPUS] =
     [const { (AtomicU64::new(0), AtomicU64::new(0)) }; MAX_CPUS];
@@ -113,28 +115,61 @@ pub fn count_host_exit() {
     lock().count_host_exit();
 }
 
-/// Handles a vCPU that came out; `write_back` stores its registers while it still is this CPU's.
+/// The virtual interrupts that a vCPU is owed, for its first entry.
+pub fn take_pending(slot: Slot, vcpu: usize) -> u32 {
+    lock().take_pending(slot, vcpu)
+}
+
+/// Handles a vCPU that came out without having taken the interrupts `unseen`; `write_back` stores its registers while it
+/// still is this CPU's. Returns the interrupts that it goes on with, or none if the host is next.
+#[allow(clippy::too_many_arguments, reason = "an exit is that much")]
 pub fn vcpu_exit(
     cpu: usize,
     slot: Slot,
     vcpu: usize,
     exit: Exit,
+    unseen: u32,
     registers: &mut [u64; 18],
     host: &mut [u64; 18],
     write_back: impl FnOnce(&[u64; 18]),
-) -> Next {
+) -> Option<u32> {
     if PANICKING.load(Ordering::Acquire) {
         leave(cpu);
         park();
     }
     let mut policy = lock();
+    policy.return_pending(slot, vcpu, unseen);
     let next = policy.vcpu_exit(&mut Hardware, slot, vcpu, exit, registers, host);
     write_back(registers);
-    drop(policy);
-    if next == Next::Host {
-        leave(cpu);
+    if next == Next::Resume {
+        return Some(policy.take_pending(slot, vcpu));
     }
-    next
+    drop(policy);
+    leave(cpu);
+    None
+}
+
+/// Notes whether a CPU runs the host.
+pub fn note_online(cpu: usize, online: bool) {
+    if let Some(flag) = ONLINE.get(cpu) {
+        flag.store(online, Ordering::Release);
+    }
+}
+
+/// Sends the schedule receiver interrupt to a CPU of the host: one that runs no partition if there is one, else another
+/// than this, which may be about to go on with its own.
+pub fn signal_host() {
+    let me = mrs!("tpidr_el2") as usize;
+    let cost = |cpu: usize| (is_set(&INSIDE, cpu), cpu == me);
+    let online = (0..MAX_CPUS).filter(|cpu| is_set(&ONLINE, *cpu));
+    let target = online.min_by_key(|cpu| cost(*cpu)).unwrap_or(me);
+    if let Some(mpidr) = platform().cpus.get(target) {
+        gic::signal_host(*mpidr);
+    }
+}
+
+fn is_set(flags: &[AtomicBool; MAX_CPUS], cpu: usize) -> bool {
+    flags.get(cpu).is_some_and(|flag| flag.load(Ordering::Acquire))
 }
 
 fn leave(cpu: usize) {
@@ -244,6 +279,7 @@ pub fn enter_host(cpu: usize, entry: u64, argument: u64) -> ! {
         gic::find_redistributor(cpu, region);
     }
     el2::configure(features, host_root(), HOST_VMID);
+    note_online(cpu, true);
     // SAFETY: drops to EL1 behind the host's stage 2; the EL2 stack of this CPU starts anew.
     unsafe { enter_host(argument, entry) }
 }

@@ -3,6 +3,7 @@
 use crate::partition::{self, Partition, State, Vcpu};
 use crate::{Hypervisor, Mailbox, Outcome, Platform, knob, service};
 use hyp_abi::PAGE_SIZE;
+use hyp_abi::service::{MAX_VCPUS, run_exit};
 use hyp_abi::ffa::error::{ABORTED, BUSY, DENIED, INVALID_PARAMETERS, NOT_SUPPORTED};
 use hyp_abi::ffa::{
     ERROR, FEATURES, HOST_ID, ID_GET, INTERRUPT, MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ_64, MSG_WAIT,
@@ -113,6 +114,11 @@ pub(crate) fn is_service_request(args: &[u64; 8], sender: u16) -> bool {
 pub(crate) fn ended(partition: &Partition, vcpu: usize) -> Answer {
     let [a, b, c, d] = partition.end().map_or([0; 4], partition::End::reason);
     [ERROR.into(), run_target(partition, vcpu), ABORTED as u32 as u64, 0, a, b, c, d]
+}
+
+/// The FFA_RUN answer that a vCPU waits for a message or is off.
+pub(crate) fn waiting(partition: &Partition, vcpu: usize) -> Answer {
+    [MSG_WAIT.into(), run_target(partition, vcpu), 0, 0, run_exit::WAITING, 0, 0, 0]
 }
 
 /// w1 of FFA_RUN and of its answers.
@@ -267,14 +273,16 @@ impl Hypervisor {
         let slot = partition::slot_of(id).ok_or(failure(INVALID_PARAMETERS))?;
         let partition = self.partitions.get_mut(slot.index()).and_then(Option::as_mut);
         let partition = partition.ok_or(failure(INVALID_PARAMETERS))?;
-        let state = partition.vcpus_mut().get(vcpu).copied().ok_or(failure(INVALID_PARAMETERS))?;
-        match (&partition.state, state) {
+        let bound = if self.knobs.skips(knob::VCPU_COUNT) { MAX_VCPUS } else { partition.vcpus_mut().len() };
+        let state = partition.vcpus.get(vcpu).filter(|_| vcpu < bound).copied();
+        match (&partition.state, state.ok_or(failure(INVALID_PARAMETERS))?) {
             (State::Ended(_) | State::Dying(_), _) => return Err(ended(partition, vcpu)),
             (State::Running, Vcpu::Ready) => (),
+            (State::Running, Vcpu::Inside { .. }) if self.knobs.skips(knob::VCPU_INSIDE) => (),
             (State::Running, Vcpu::Inside { .. }) => return Err(failure(BUSY)),
             _ => return Err(failure(DENIED)),
         }
-        if let Some(place) = partition.vcpus_mut().get_mut(vcpu) {
+        if let Some(place) = partition.vcpus.get_mut(vcpu) {
             *place = Vcpu::Inside { cpu, since: platform.ticks() };
         }
         partition.world_switches += 1;

@@ -1,6 +1,7 @@
 //! The partition's side: why its vCPU came out, and what its calls do.
 
 use crate::ffa::{self, Answer, success};
+use crate::knob::{self, Knobs};
 use crate::partition::{End, Partition, State, Vcpu};
 use crate::service::{self, Refusal, Results};
 use crate::{Exit, Hypervisor, Next, Platform, manifest, psci};
@@ -20,7 +21,7 @@ enum Step {
     /// It comes out, stays runnable, and FFA_RUN answers this.
     Leave(Answer),
     /// It comes out and stays off until another vCPU turns it on.
-    Off(Answer),
+    Off,
     /// Its partition ends.
     End(End),
 }
@@ -30,6 +31,7 @@ struct Call<'a, P> {
     platform: &'a mut P,
     memory: &'a mut FlexMem,
     partition: &'a mut Partition,
+    knobs: &'a Knobs,
     vcpu: usize,
 }
 
@@ -44,13 +46,7 @@ impl Hypervisor {
         guest: &mut [u64; 18],
         host: &mut [u64; 18],
     ) -> Next {
-        let Self {
-            partitions,
-            memory,
-            #[cfg(feature = "fault-knobs")]
-            knobs,
-            ..
-        } = self;
+        let Self { partitions, memory, knobs, .. } = self;
         let found = partitions.get_mut(slot.index()).and_then(Option::as_mut);
         let Some(partition) = found.filter(|partition| partition.is_vcpu_inside(vcpu)) else {
             // Nobody entered it.
@@ -63,17 +59,20 @@ impl Hypervisor {
             ffa::put(host, ffa::ended(partition, vcpu));
             return Next::Host;
         }
-        let mut call = Call { platform, memory, partition, vcpu };
+        let mut call = Call { platform, memory, partition, knobs, vcpu };
         let step = match exit {
             #[cfg(feature = "fault-knobs")]
-            Exit::Abort { ipa, .. } if knobs.skips(crate::knob::PARTITION_ABORT) => call.lend(ipa),
+            Exit::Abort { ipa, .. } if knobs.skips(knob::PARTITION_ABORT) => call.lend(ipa),
             exit => call.step(exit, guest),
         };
         let Call { platform, partition, .. } = call;
         let (state, answer) = match step {
             Step::Resume => return Next::Resume,
             Step::Leave(answer) => (Vcpu::Ready, answer),
-            Step::Off(answer) => (Vcpu::Off, answer),
+            Step::Off => {
+                partition.forget_ipis(vcpu);
+                (Vcpu::Off, ffa::waiting(partition, vcpu))
+            }
             Step::End(end) => {
                 partition.end_with(end);
                 (Vcpu::Off, ffa::ended(partition, vcpu))
@@ -127,11 +126,13 @@ impl<P: Platform> Call<'_, P> {
                 self.partition.interrupts += 1;
                 Step::Leave([INTERRUPT.into(), target, 0, 0, run_exit::INTERRUPT, 0, 0, 0])
             }
-            Exit::WaitForInterrupt { deadline } => {
-                let [low, high] = deadline.map_or([0; 2], |deadline| self.nanoseconds_until(deadline));
-                let until = deadline.unwrap_or(u64::MAX);
-                Step::Leave([YIELD.into(), target, low, high, run_exit::TIMER, until, 0, 0])
+            // What it was for is done: the interrupt that came with it is taken on the way back in.
+            Exit::Kick => Step::Resume,
+            Exit::Sgi { value } => {
+                self.partition.send_sgi(self.platform, self.vcpu, value);
+                Step::Resume
             }
+            Exit::WaitForInterrupt { deadline } => self.wait_until(deadline),
             // The page is there by now: a break-before-make window of a give.
             Exit::Abort { ipa, write, fetch } if self.allows(ipa, write, fetch) => Step::Resume,
             Exit::Abort { ipa, .. } => Step::End(End::Crashed([crash::ABORT, ipa, 0])),
@@ -154,6 +155,22 @@ impl<P: Platform> Call<'_, P> {
             Ok(_) => Step::Resume,
             Err(_) => Step::End(End::Crashed([crash::ABORT, ipa, 0])),
         }
+    }
+
+    /// It sleeps until its timer fires or an interrupt comes, unless one came just now.
+    fn wait_until(&self, deadline: Option<u64>) -> Step {
+        if self.is_interrupted() {
+            return Step::Resume;
+        }
+        let target = ffa::run_target(self.partition, self.vcpu);
+        let [low, high] = deadline.map_or([0; 2], |deadline| self.nanoseconds_until(deadline));
+        let until = deadline.unwrap_or(u64::MAX);
+        Step::Leave([YIELD.into(), target, low, high, run_exit::TIMER, until, 0, 0])
+    }
+
+    /// Whether an interrupt waits for this vCPU.
+    fn is_interrupted(&self) -> bool {
+        self.partition.pending.get(self.vcpu).is_some_and(|pending| *pending != 0)
     }
 
     /// FFA_YIELD's time-out in w2 and w3: at least 1, since 0 means none.
@@ -193,10 +210,12 @@ impl<P: Platform> Call<'_, P> {
             FEATURES => ffa::features(first as u32, false),
             ID_GET => success(self.partition.id().into(), 0),
             SPM_ID_GET => success(SPMC_ID.into(), 0),
+            // It would sleep over what it waits for.
+            MSG_WAIT if self.is_interrupted() => [INTERRUPT.into(), target, 0, 0, 0, 0, 0, 0],
             MSG_WAIT => {
                 // What it sees when the host runs it again.
                 ffa::put(guest, [RUN.into(), target, 0, 0, 0, 0, 0, 0]);
-                return Step::Leave([MSG_WAIT.into(), target, 0, 0, run_exit::WAITING, 0, 0, 0]);
+                return Step::Leave(ffa::waiting(self.partition, self.vcpu));
             }
             YIELD => {
                 ffa::put(guest, success(0, 0));
@@ -272,36 +291,59 @@ impl<P: Platform> Call<'_, P> {
         let [_, first, second, third, ..] = *args;
         guest[0] = match function {
             id::SMCCC_VERSION => psci::SMCCC_VERSION_1_2,
+            id::SMCCC_ARCH_FEATURES => psci::present(psci::is_arch_feature(first as u32)),
             id::VERSION => psci::PSCI_VERSION_1_1,
-            id::FEATURES => match first as u32 {
-                id::SMCCC_VERSION | id::VERSION | id::FEATURES | id::CPU_ON_64 | id::CPU_OFF => code::SUCCESS,
-                _ => code::NOT_SUPPORTED,
-            },
+            id::FEATURES => psci::present(psci::is_partition_feature(first as u32)),
             id::CPU_ON_64 => self.cpu_on(first, second, third),
-            id::CPU_OFF => {
-                let target = ffa::run_target(self.partition, self.vcpu);
-                return Step::Off([MSG_WAIT.into(), target, 0, 0, run_exit::WAITING, 0, 0, 0]);
+            id::CPU_OFF => return Step::Off,
+            id::CPU_SUSPEND_32 | id::CPU_SUSPEND_64 if psci::is_standby(first) => {
+                guest[0] = code::SUCCESS;
+                return self.wait_until(self.platform.timer_deadline(self.partition.slot, self.vcpu));
             }
+            // Power-down would lose what nobody saves.
+            id::CPU_SUSPEND_32 | id::CPU_SUSPEND_64 => code::INVALID_PARAMETERS,
+            id::AFFINITY_INFO_32 | id::AFFINITY_INFO_64 => self.affinity_info(first, second),
+            id::SYSTEM_OFF => return Step::End(End::Finished(0)),
+            // SYSTEM_RESET too: a measured start happens once.
             _ => code::NOT_SUPPORTED,
         };
         Step::Resume
     }
 
-    /// Makes another vCPU ready; MPIDR affinity 0 is its index. The host then runs it like the first.
+    /// The vCPU that an MPIDR names: affinity 0 is its index, the rest is zero.
+    fn vcpu_of(&mut self, target: u64) -> Option<(usize, &mut Vcpu)> {
+        let index = usize::try_from(target).ok()?;
+        let vcpus = match self.knobs.skips(knob::VCPU_COUNT) {
+            false => self.partition.vcpus_mut(),
+            true => &mut self.partition.vcpus,
+        };
+        Some((index, vcpus.get_mut(index)?))
+    }
+
+    /// Makes another vCPU ready. The host then runs it like the first.
     fn cpu_on(&mut self, target: u64, entry: u64, argument: u64) -> u64 {
         use psci::code;
         let slot = self.partition.slot;
         let entry_is_sound = manifest::is_entry(&self.partition.manifest, entry);
-        let index = usize::try_from(target).unwrap_or(usize::MAX);
-        match self.partition.vcpus_mut().get_mut(index) {
+        match self.vcpu_of(target) {
             None => code::INVALID_PARAMETERS,
             Some(_) if !entry_is_sound => code::INVALID_ADDRESS,
-            Some(vcpu @ Vcpu::Off) => {
+            Some((index, vcpu @ Vcpu::Off)) => {
                 *vcpu = Vcpu::Ready;
+                self.partition.forget_ipis(index);
                 self.platform.reset_vcpu(slot, index, entry, argument);
+                self.platform.signal_host();
                 code::SUCCESS
             }
             Some(_) => code::ALREADY_ON,
+        }
+    }
+
+    /// Whether a vCPU is on (0) or off (1).
+    fn affinity_info(&mut self, target: u64, lowest_level: u64) -> u64 {
+        match self.vcpu_of(target) {
+            Some((_, state)) if lowest_level == 0 => u64::from(*state == Vcpu::Off),
+            _ => psci::code::INVALID_PARAMETERS,
         }
     }
 }

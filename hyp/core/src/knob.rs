@@ -18,6 +18,8 @@
 //! | 0x4A | `SIMD_SWITCH` | saving and restoring SIMD registers (arch layer) |
 //! | 0x4B | `REGISTER_TRAPS` | the traps of debug and performance registers in a partition (arch layer) |
 //! | 0x4C | `INTERRUPT_ROUTING` | taking interrupts from a partition (arch layer) |
+//! | 0x60 | `VCPU_INSIDE` | FFA_RUN's check that no other CPU runs the vCPU |
+//! | 0x61 | `VCPU_COUNT` | the manifest's number of vCPUs as the bound of vCPU numbers |
 //! | 0xFF | `PANIC` | nothing: the call makes the hypervisor panic at once |
 
 /// RXTX_MAP's ownership check.
@@ -46,11 +48,15 @@ pub const SIMD_SWITCH: u64 = 0x4A;
 pub const REGISTER_TRAPS: u64 = 0x4B;
 /// The routing of interrupts to the hypervisor.
 pub const INTERRUPT_ROUTING: u64 = 0x4C;
+/// One CPU at a time in a vCPU.
+pub const VCPU_INSIDE: u64 = 0x60;
+/// No more vCPUs than the manifest says.
+pub const VCPU_COUNT: u64 = 0x61;
 /// An action: panic now.
 pub const PANIC: u64 = 0xFF;
 
 /// Every knob of this crate with its name, for the attack suite.
-pub const NAMES: [(&str, u64); 14] = [
+pub const NAMES: [(&str, u64); 16] = [
     ("RXTX_OWNERSHIP", RXTX_OWNERSHIP),
     ("CPU_ON_ENTRY", CPU_ON_ENTRY),
     ("CONTENTS_AFTER_MEASURE", CONTENTS_AFTER_MEASURE),
@@ -64,6 +70,8 @@ pub const NAMES: [(&str, u64); 14] = [
     ("SIMD_SWITCH", SIMD_SWITCH),
     ("REGISTER_TRAPS", REGISTER_TRAPS),
     ("INTERRUPT_ROUTING", INTERRUPT_ROUTING),
+    ("VCPU_INSIDE", VCPU_INSIDE),
+    ("VCPU_COUNT", VCPU_COUNT),
     ("PANIC", PANIC),
 ];
 
@@ -102,7 +110,7 @@ impl Knobs {
     #[cfg(feature = "fault-knobs")]
     pub(crate) fn set(&mut self, knob: u64, on: bool) -> bool {
         assert!(knob != PANIC, "fault knob PANIC");
-        if !(RXTX_OWNERSHIP..=INTERRUPT_ROUTING).contains(&knob) {
+        if !NAMES.iter().any(|(_, number)| *number == knob) {
             return false;
         }
         let bit = 1 << (knob & 63);

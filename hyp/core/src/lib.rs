@@ -25,7 +25,10 @@
 //! - [`Outcome::Enter`]: the vCPU is marked as inside on that CPU until [`Hypervisor::vcpu_exit`] returns
 //!   [`Next::Host`]. From that return on another CPU may enter it and its memory may go: its context is saved and its
 //!   stage 2 no longer in use on this CPU *before* `vcpu_exit` is called, and put back for [`Next::Resume`].
-//! - Every entry is preceded by a look at [`Platform::kick`]'s flag, or the kick is an interrupt that stays pending.
+//! - Every entry is preceded by a look at [`Platform::kick`]'s flag, or the kick is an interrupt that stays pending. It is
+//!   preceded by [`Hypervisor::take_pending`] too, and what the vCPU did not take before it comes out is given back by
+//!   [`Hypervisor::return_pending`] if it could have taken it.
+//! - A vCPU that enters a CPU where another vCPU of its partition ran last finds none of that one's stage-1 translations.
 //! - [`Outcome::Shutdown`]: release the lock, wait (bounded) until [`Hypervisor::vcpus_inside`] is false, then call
 //!   [`Hypervisor::scrub_for_reset`] and forward the call.
 #![cfg_attr(not(test), no_std)]
@@ -33,6 +36,7 @@
 
 mod ffa;
 mod guest;
+pub mod interrupt;
 pub mod knob;
 mod manifest;
 mod partition;
@@ -65,6 +69,13 @@ pub trait Platform: stage2::Machine {
     /// Makes a CPU leave the partition that it runs soon (an SGI); returns at once. Lost kicks are repeated by the host,
     /// which sees BUSY.
     fn kick(&mut self, cpu: usize);
+
+    /// Asks the host to run the vCPUs that wait (the schedule receiver interrupt, an SGI to one of its CPUs); returns at
+    /// once. A hint: a lost one costs the partition time only.
+    fn signal_host(&mut self);
+
+    /// When the virtual timer of a vCPU that just came out fires, in ticks of the virtual counter; none: it is off.
+    fn timer_deadline(&self, slot: Slot, vcpu: usize) -> Option<u64>;
 }
 
 /// What the arch layer does next for the host's CPU.
@@ -112,6 +123,13 @@ pub enum Exit {
     Call,
     /// An interrupt of the host (or a kick) is pending.
     Interrupt,
+    /// A kick and nothing else: the host is not wanted, unless the partition ended.
+    Kick,
+    /// A write of ICC_SGI1R_EL1: an interrupt to vCPUs of the same partition; ELR is past it.
+    Sgi {
+        /// What was written.
+        value: u64,
+    },
     /// WFI with nothing pending.
     WaitForInterrupt {
         /// Value of the virtual counter at which the virtual timer fires; none when it is off or masked.
@@ -247,6 +265,21 @@ impl Hypervisor {
     /// Whether any vCPU is inside on any CPU.
     pub fn vcpus_inside(&self) -> bool {
         self.partitions.iter().flatten().any(Partition::is_inside)
+    }
+
+    /// Takes the virtual interrupts that a vCPU is owed, a bit each; called before each entry, on the CPU that enters.
+    pub fn take_pending(&mut self, slot: Slot, vcpu: usize) -> u32 {
+        let partition = self.partitions.get_mut(slot.index()).and_then(Option::as_mut);
+        partition.and_then(|partition| partition.pending.get_mut(vcpu)).map_or(0, core::mem::take)
+    }
+
+    /// Gives back what [`Self::take_pending`] gave, the vCPU could have taken and did not; called before
+    /// [`Self::vcpu_exit`], so that a vCPU does not wait for what is there.
+    pub fn return_pending(&mut self, slot: Slot, vcpu: usize, interrupts: u32) {
+        let partition = self.partitions.get_mut(slot.index()).and_then(Option::as_mut);
+        if let Some(pending) = partition.and_then(|partition| partition.pending.get_mut(vcpu)) {
+            *pending |= interrupts & interrupt::ALL;
+        }
     }
 
     /// Whether a fault knob leaves a defence of the arch layer out.

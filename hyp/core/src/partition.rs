@@ -1,6 +1,6 @@
 //! A partition's record: its state, its vCPUs, and its measurement as it grows.
 
-use crate::{Platform, ffa, manifest, service};
+use crate::{Platform, ffa, interrupt, manifest, service};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::PARTITION_ID_BASE;
 use hyp_abi::manifest::{MAX_REGIONS, MEASURE_LABEL, Manifest};
@@ -86,6 +86,8 @@ pub(crate) struct Partition {
     /// Pages given now, by region.
     pub(crate) given: [u64; MAX_REGIONS],
     pub(crate) vcpus: [Vcpu; MAX_VCPUS],
+    /// Virtual interrupts that each vCPU is owed, a bit per number of [`crate::interrupt`].
+    pub(crate) pending: [u32; MAX_VCPUS],
     pub(crate) version: ffa::Negotiation,
     pub(crate) measurement: [u8; MEASUREMENT_SIZE],
     pub(crate) pages_given: u64,
@@ -110,6 +112,7 @@ impl Partition {
             manifest,
             given: [0; MAX_REGIONS],
             vcpus: [Vcpu::Off; MAX_VCPUS],
+            pending: [0; MAX_VCPUS],
             version: ffa::Negotiation::new(),
             measurement: [0; MEASUREMENT_SIZE],
             pages_given: 0,
@@ -147,6 +150,51 @@ impl Partition {
             if let Vcpu::Inside { cpu, .. } = *vcpu {
                 platform.kick(cpu);
             }
+        }
+    }
+
+    /// Makes a virtual interrupt pending for a vCPU, and has that vCPU look: at once if it is inside, when the host runs it
+    /// again if not. One that is pending already changes nothing, so that no partition floods the host with signals.
+    pub(crate) fn pend(&mut self, platform: &mut impl Platform, vcpu: usize, interrupt: u32) {
+        let bit = 1u32.checked_shl(interrupt).unwrap_or(0) & interrupt::ALL;
+        let (Some(state), Some(pending)) = (self.vcpus.get(vcpu), self.pending.get_mut(vcpu)) else { return };
+        if *pending & bit != bit {
+            *pending |= bit;
+            match *state {
+                Vcpu::Inside { cpu, .. } => platform.kick(cpu),
+                Vcpu::Ready => platform.signal_host(),
+                Vcpu::Off => (),
+            }
+        }
+    }
+
+    /// Sends an interrupt to its own vCPUs, as a write of ICC_SGI1R_EL1 asks (GIC architecture 12.2). Names nobody else:
+    /// vCPUs that it does not have, or that are off, get nothing.
+    pub(crate) fn send_sgi(&mut self, platform: &mut impl Platform, sender: usize, value: u64) {
+        /// Aff1, RS, Aff2, Aff3: all of its vCPUs have zero there.
+        const AFFINITY: u64 = 0xFF << 16 | 0xFF << 32 | 0xFF << 48 | 0xF << 44;
+        const ALL_BUT_SELF: u64 = 1 << 40;
+        let number = (value >> 24 & 15) as u32;
+        let count = self.vcpus_mut().len();
+        let targets = match value & ALL_BUT_SELF {
+            0 if value & AFFINITY == 0 => value & 0xFFFF,
+            0 => 0,
+            _ => !(1 << sender),
+        };
+        if number >= interrupt::IPI_COUNT {
+            return;
+        }
+        for vcpu in (0..count).filter(|vcpu| targets >> vcpu & 1 == 1) {
+            if self.vcpus.get(vcpu).is_some_and(|state| *state != Vcpu::Off) {
+                self.pend(platform, vcpu, number);
+            }
+        }
+    }
+
+    /// Turns a vCPU off or makes it fresh: what its former life was owed by its siblings is void.
+    pub(crate) fn forget_ipis(&mut self, vcpu: usize) {
+        if let Some(pending) = self.pending.get_mut(vcpu) {
+            *pending &= !interrupt::IPIS;
         }
     }
 

@@ -70,13 +70,35 @@ fn is_feature(function: u32) -> bool {
     )
 }
 
+/// Whether PSCI_FEATURES of a partition names this function as present.
+pub(crate) fn is_partition_feature(function: u32) -> bool {
+    matches!(
+        function,
+        id::SMCCC_VERSION
+            | id::VERSION
+            | id::CPU_SUSPEND_32
+            | id::CPU_SUSPEND_64
+            | id::CPU_OFF
+            | id::CPU_ON_64
+            | id::AFFINITY_INFO_32
+            | id::AFFINITY_INFO_64
+            | id::SYSTEM_OFF
+            | id::FEATURES
+    )
+}
+
+/// Whether a power_state of CPU_SUSPEND asks for standby, which has no entry point.
+pub(crate) fn is_standby(power_state: u64) -> bool {
+    power_state & !STANDBY_BITS == 0
+}
+
 /// 0 when the function is there, else NOT_SUPPORTED.
-fn present(yes: bool) -> u64 {
+pub(crate) fn present(yes: bool) -> u64 {
     if yes { code::SUCCESS } else { code::NOT_SUPPORTED }
 }
 
 /// SMCCC_ARCH_FEATURES: the two functions themselves and no workaround, since none is mediated.
-fn is_arch_feature(function: u32) -> bool {
+pub(crate) fn is_arch_feature(function: u32) -> bool {
     matches!(function, id::SMCCC_VERSION | id::SMCCC_ARCH_FEATURES)
 }
 
@@ -104,7 +126,7 @@ impl Hypervisor {
             id::MIGRATE_INFO_TYPE => MIGRATION_NOT_REQUIRED,
             id::CPU_SUSPEND_32 | id::CPU_SUSPEND_64 => {
                 // A power-down state would resume at the host's own address, at EL2. Standby has no entry point.
-                if first & !STANDBY_BITS == 0 {
+                if is_standby(first) {
                     (regs[2], regs[3]) = (0, 0);
                     return Outcome::Firmware;
                 }

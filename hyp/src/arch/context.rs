@@ -1,8 +1,9 @@
 //! The state that is switched between the host and a partition (I12): EL1 registers, pointer authentication keys,
-//! SIMD and SVE, the virtual timer, the virtual interrupt interface. Debug is off and counting is stopped while a
-//! partition runs.
+//! SIMD and SVE, the host's timer; [`super::interrupts`] has the partition's. Debug is off and counting is stopped while
+//! a partition runs.
 
 use super::features::Features;
+use super::interrupts::{TIMER_ENABLE, TIMER_IMASK};
 use super::sysreg::{mrs, msr, register};
 
 macro_rules! registers {
@@ -185,8 +186,6 @@ pub struct HostTimer {
     pmcr: u64,
 }
 
-const TIMER_ENABLE: u64 = 1;
-const TIMER_IMASK: u64 = 2;
 const PMCR_E: u64 = 1;
 
 impl HostTimer {
@@ -216,74 +215,5 @@ impl HostTimer {
         if features.pmu {
             msr!("pmcr_el0", self.pmcr & 0xff);
         }
-    }
-}
-
-/// Interrupt number of the virtual timer (a PPI fixed by the Base System Architecture).
-const VIRTUAL_TIMER: u64 = 27;
-const LR_PENDING: u64 = 1 << 62;
-const LR_STATE: u64 = 3 << 62;
-const LR_GROUP1: u64 = 1 << 60;
-const LR_PRIORITY: u64 = 0xa0 << 48;
-
-/// A partition's virtual timer and virtual interrupt interface.
-#[derive(Clone, Copy, Default)]
-pub struct GuestTimer {
-    ctl: u64,
-    cval: u64,
-    loaded: u64,
-    lr: u64,
-    vmcr: u64,
-    ap0r: u64,
-    ap1r: u64,
-}
-
-impl GuestTimer {
-    /// Nothing pending, timer off.
-    pub const RESET: Self = Self { ctl: 0, cval: 0, loaded: 0, lr: 0, vmcr: 0, ap0r: 0, ap1r: 0 };
-
-    fn armed(&self) -> bool {
-        self.ctl & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE
-    }
-
-    /// The counter value at which the timer fires, if it is armed.
-    pub fn deadline(&self) -> Option<u64> {
-        self.armed().then_some(self.cval)
-    }
-
-    /// Loads the timer and the interface. A due timer becomes a pending virtual interrupt, and its own line is masked
-    /// as long as that is not handled: the physical interrupt belongs to the host.
-    pub fn restore(&mut self) {
-        let mut ctl = self.ctl & (TIMER_ENABLE | TIMER_IMASK);
-        if self.armed() && mrs!("cntvct_el0") >= self.cval {
-            if self.lr & LR_STATE == 0 {
-                self.lr = LR_PENDING | LR_GROUP1 | LR_PRIORITY | VIRTUAL_TIMER;
-            }
-            ctl |= TIMER_IMASK;
-        }
-        self.loaded = ctl;
-        msr!("cntv_cval_el0", self.cval);
-        msr!("cntv_ctl_el0", ctl);
-        msr!(register!(ich_vmcr_el2), self.vmcr);
-        msr!(register!(ich_ap0r0_el2), self.ap0r);
-        msr!(register!(ich_ap1r0_el2), self.ap1r);
-        msr!(register!(ich_lr0_el2), self.lr);
-        msr!(register!(ich_hcr_el2), 1);
-    }
-
-    /// Takes the timer and the interface away again.
-    pub fn save(&mut self) {
-        let ctl = mrs!("cntv_ctl_el0") & (TIMER_ENABLE | TIMER_IMASK);
-        if ctl != self.loaded {
-            self.ctl = ctl; // the partition wrote it; otherwise the mask may be ours
-        }
-        self.cval = mrs!("cntv_cval_el0");
-        msr!("cntv_ctl_el0", 0);
-        self.lr = mrs!(register!(ich_lr0_el2));
-        self.vmcr = mrs!(register!(ich_vmcr_el2));
-        self.ap0r = mrs!(register!(ich_ap0r0_el2));
-        self.ap1r = mrs!(register!(ich_ap1r0_el2));
-        msr!(register!(ich_hcr_el2), 0);
-        msr!(register!(ich_lr0_el2), 0);
     }
 }

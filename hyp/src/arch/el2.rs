@@ -128,14 +128,23 @@ pub fn configure(features: &Features, host_root: u64, host_vmid: u16) {
     unsafe { core::arch::asm!("dsb ishst", "tlbi alle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
 }
 
-/// Switches the control registers to a partition's stage 2.
-pub fn enter_partition(root: u64, vmid: u16) {
+/// MPIDR_EL1 bit that reads as one.
+const MPIDR_RES1: u64 = 1 << 31;
+
+/// Switches the control registers to a partition's stage 2 and to the vCPU's number. `forget` is set where another vCPU of
+/// the partition ran last on this CPU: the VMID does not tell one's translations from the other's.
+pub fn enter_partition(root: u64, vmid: u16, vcpu: usize, forget: bool) {
     msr!("hcr_el2", HCR_PARTITION);
     msr!("mdcr_el2", mdcr(true));
     msr!("cnthctl_el2", CNTHCTL_EL1PCTEN);
     msr!("vttbr_el2", root | u64::from(vmid) << 48);
     msr!("cptr_el2", CPTR_PARTITION);
+    msr!("vmpidr_el2", MPIDR_RES1 | vcpu as u64);
     isb();
+    if forget {
+        // SAFETY: invalidation on this CPU, under the VMID set above, is always safe.
+        unsafe { core::arch::asm!("tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
+    }
 }
 
 /// Fault knobs: takes back what [`enter_partition`] set up against a partition's use of debug and performance registers,
@@ -158,6 +167,7 @@ pub fn leave_partition(host_root: u64, host_vmid: u16) {
     msr!("cnthctl_el2", CNTHCTL_EL1PCTEN | CNTHCTL_EL1PCEN);
     msr!("mdcr_el2", mdcr(false));
     msr!("hcr_el2", HCR_HOST);
+    msr!("vmpidr_el2", mrs!("mpidr_el1"));
     isb();
 }
 

@@ -1,8 +1,10 @@
-//! The little that the hypervisor does at the GICv3 itself: its own timer interrupt (PPI 26) ends a partition's turn.
+//! The little that the hypervisor does at the GICv3 itself: its own timer interrupt (PPI 26), the maintenance interrupt
+//! (PPI 25) and kicks end a partition's turn, and an SGI tells the host that vCPUs want to run.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::sysreg::{mrs, msr};
+use super::el2;
+use super::sysreg::{mrs, msr, register};
 use crate::platform::{MAX_CPUS, Range};
 
 const GICR_TYPER: usize = 0x08;
@@ -15,6 +17,12 @@ const TYPER_LAST: u64 = 1 << 4;
 const TYPER_VLPIS: u64 = 1 << 1;
 /// The hypervisor timer's interrupt.
 const HYPERVISOR_TIMER: u32 = 1 << 26;
+/// The interrupt of a vCPU's interface that has room for what waits.
+const MAINTENANCE: u32 = 1 << 25;
+/// The host's schedule receiver interrupt: an SGI that Linux leaves to drivers.
+const SCHEDULE_ID: u64 = 8;
+/// ICC_HPPIR1_EL1: no interrupt is pending.
+const NONE_PENDING: u64 = 1023;
 /// The software interrupt that a kick is: one that Linux leaves alone.
 const KICK_ID: u64 = 15;
 const KICK: u32 = 1 << KICK_ID;
@@ -55,18 +63,44 @@ pub fn partition_interrupts(cpu: usize, open: bool) {
     let write =
         |register: usize, value: u32| unsafe { ((frame + register) as *mut u32).write_volatile(value) };
     if open {
-        write(GICR_ISENABLER0, HYPERVISOR_TIMER | KICK);
+        write(GICR_ISENABLER0, HYPERVISOR_TIMER | MAINTENANCE | KICK);
     } else {
-        write(GICR_ICENABLER0, HYPERVISOR_TIMER | KICK);
+        write(GICR_ICENABLER0, HYPERVISOR_TIMER | MAINTENANCE | KICK);
         write(GICR_ICPENDR0, KICK); // never acknowledged: it did its work by ending the turn
     }
 }
 
+/// Whether an interrupt that ended a turn is none of the host's: a kick, or one that went away with the vCPU's timer and
+/// interface. The kick is cleared. Kicks come first among interrupts, so what is left is looked at again: they hide no
+/// other from the host, however many come.
+pub fn is_ours(cpu: usize) -> bool {
+    el2::isb();
+    let frame = FRAMES.get(cpu).map_or(0, |f| f.load(Ordering::Relaxed));
+    if frame != 0 && mrs!(register!(icc_hppir1_el1)) == KICK_ID {
+        // SAFETY: a write-one register of this CPU's redistributor; the read makes sure that the write took effect.
+        unsafe {
+            ((frame + GICR_ICPENDR0) as *mut u32).write_volatile(KICK);
+            ((frame + GICR_ICPENDR0) as *const u32).read_volatile();
+        }
+        el2::isb();
+    }
+    mrs!(register!(icc_hppir1_el1)) == NONE_PENDING
+}
+
 /// Makes the CPU with this affinity leave the partition that it runs.
 pub fn kick(mpidr: u64) {
+    send(mpidr, KICK_ID);
+}
+
+/// Sends the host's CPU with this affinity the schedule receiver interrupt.
+pub fn signal_host(mpidr: u64) {
+    send(mpidr, SCHEDULE_ID);
+}
+
+fn send(mpidr: u64, id: u64) {
     let (aff0, aff1) = (mpidr & 0xff, mpidr >> 8 & 0xff);
     let (aff2, aff3) = (mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
     if aff0 < 16 {
-        msr!("s3_0_c12_c11_5", 1 << aff0 | aff1 << 16 | KICK_ID << 24 | aff2 << 32 | aff3 << 48); // ICC_SGI1R_EL1
+        msr!("s3_0_c12_c11_5", 1 << aff0 | aff1 << 16 | id << 24 | aff2 << 32 | aff3 << 48); // ICC_SGI1R_EL1
     }
 }

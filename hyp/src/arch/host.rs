@@ -22,6 +22,7 @@ const EC_SMC: u64 = 0x17;
 const EC_SYSTEM_REGISTER: u64 = 0x18;
 const EC_INSTRUCTION_ABORT: u64 = 0x20;
 const EC_DATA_ABORT: u64 = 0x24;
+const PSCI_CPU_OFF: u32 = 0x8400_0002;
 /// Fault status of a synchronous external abort.
 const FSC_EXTERNAL: u64 = 0x10;
 const ISS_IL: u64 = 1 << 25;
@@ -77,7 +78,11 @@ fn smc(frame: &mut Frame, esr: u64) {
         Outcome::Return => {}
         Outcome::Enter { slot, vcpu } => vcpu::run(cpu, slot, vcpu, registers),
         Outcome::Firmware => {
+            // The CPU may be gone after the call.
+            let turns_off = registers[0] as u32 == PSCI_CPU_OFF;
+            world::note_online(cpu, !turns_off);
             let result = firmware(registers);
+            world::note_online(cpu, true);
             registers[..4].copy_from_slice(&result);
         }
         Outcome::CpuOn { target, entry, context } => {

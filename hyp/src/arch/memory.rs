@@ -170,4 +170,12 @@ impl Platform for Hardware {
             gic::kick(*mpidr);
         }
     }
+
+    fn signal_host(&mut self) {
+        world::signal_host();
+    }
+
+    fn timer_deadline(&self, slot: Slot, vcpu: usize) -> Option<u64> {
+        vcpu::timer_deadline(slot, vcpu)
+    }
 }

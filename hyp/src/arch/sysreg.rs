@@ -68,6 +68,21 @@ macro_rules! register {
     (ich_lr0_el2) => {
         "s3_4_c12_c12_0"
     };
+    (ich_lr1_el2) => {
+        "s3_4_c12_c12_1"
+    };
+    (ich_lr2_el2) => {
+        "s3_4_c12_c12_2"
+    };
+    (ich_lr3_el2) => {
+        "s3_4_c12_c12_3"
+    };
+    (ich_vtr_el2) => {
+        "s3_4_c12_c11_1"
+    };
+    (icc_hppir1_el1) => {
+        "s3_0_c12_c12_2"
+    };
     (tcr2_el1) => {
         "s3_0_c2_c0_3"
     };

@@ -1,11 +1,13 @@
 //! Running a partition's vCPU on this CPU, on behalf of the host's thread that called FFA_RUN.
 
 use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use hyp_abi::service::{MAX_PARTITIONS, MAX_VCPUS};
-use hyp_core::{Exit, Next, knob};
+use hyp_core::{Exit, knob};
 use stage2::{HOST_VMID, Slot};
 
-use super::context::{El1, GuestTimer, HostSimd, HostTimer, Simd};
+use super::context::{El1, HostSimd, HostTimer, Simd};
+use super::interrupts::Interrupts;
 use super::sysreg::{mrs, msr};
 use super::{el2, gic, idregs};
 use crate::platform::MAX_CPUS;
@@ -22,6 +24,8 @@ struct Registers {
 
 /// Fault status class of a permission fault (lowest two bits: level).
 pub const FSC_PERMISSION: u64 = 0x0c;
+/// Number of the IRQ vector in vectors.s.
+const VECTOR_IRQ: u64 = 1;
 /// EL1h with all exceptions masked.
 const SPSR_EL1H: u64 = 0x3c5;
 
@@ -31,7 +35,7 @@ struct Vcpu {
     registers: Registers,
     el1: El1,
     simd: Simd,
-    timer: GuestTimer,
+    interrupts: Interrupts,
 }
 
 impl Vcpu {
@@ -39,7 +43,7 @@ impl Vcpu {
         registers: Registers { x: [0; 31], elr: 0, spsr: SPSR_EL1H },
         el1: El1::RESET,
         simd: Simd::RESET,
-        timer: GuestTimer::RESET,
+        interrupts: Interrupts::RESET,
     };
 }
 
@@ -53,6 +57,10 @@ static VCPUS: [[Shared<Vcpu>; MAX_VCPUS]; MAX_PARTITIONS] =
     [const { [const { Shared(UnsafeCell::new(Vcpu::RESET)) }; MAX_VCPUS] }; MAX_PARTITIONS];
 static HOST_SIMD: [Shared<HostSimd>; MAX_CPUS] =
     [const { Shared(UnsafeCell::new(HostSimd::RESET)) }; MAX_CPUS];
+
+/// Which vCPU of each partition ran last on each CPU.
+static LAST: [[AtomicUsize; MAX_PARTITIONS]; MAX_CPUS] =
+    [const { [const { AtomicUsize::new(usize::MAX) }; MAX_PARTITIONS] }; MAX_CPUS];
 
 fn context(slot: Slot, vcpu: usize) -> Option<*mut Vcpu> {
     Some(VCPUS.get(slot.index())?.get(vcpu)?.0.get())
@@ -68,6 +76,12 @@ pub fn reset(slot: Slot, vcpu: usize, entry: u64, argument: u64) {
             (*context).registers.x[0] = argument;
         }
     }
+}
+
+/// When the timer of a vCPU that came out fires. The global lock is held.
+pub fn timer_deadline(slot: Slot, vcpu: usize) -> Option<u64> {
+    // SAFETY: the global lock is held, and the vCPU runs nowhere: it just came out.
+    context(slot, vcpu).and_then(|context| unsafe { (*context).interrupts.deadline() })
 }
 
 /// Zeroes every context: before a reset and after a panic, when nothing runs any more.
@@ -88,7 +102,7 @@ unsafe extern "C" {
 fn decode(vector: u64, vcpu: &mut Vcpu) -> Option<Exit> {
     match vector {
         0 => {}
-        1 | 2 => return Some(Exit::Interrupt),
+        VECTOR_IRQ | 2 => return Some(Exit::Interrupt),
         3 => return Some(Exit::SError),
         _ => return Some(Exit::Undefined { class: 0 }), // AArch32 cannot be: EL1 and EL0 run AArch64 (ID registers say so)
     }
@@ -107,6 +121,11 @@ fn decode(vector: u64, vcpu: &mut Vcpu) -> Option<Exit> {
             // A read of an ID register is answered here; everything else trapped is not the partition's to use.
             let (op0, op1, crn) = (esr >> 20 & 3, esr >> 14 & 7, esr >> 10 & 15);
             let (crm, op2, rt, read) = (esr >> 1 & 15, esr >> 17 & 7, esr >> 5 & 31, esr & 1);
+            if (op0, op1, crn, crm, op2, read) == (3, 0, 12, 11, 5, 0) {
+                // ICC_SGI1R_EL1; x31 is the zero register.
+                vcpu.registers.elr = vcpu.registers.elr.wrapping_add(4);
+                return Some(Exit::Sgi { value: vcpu.registers.x.get(rt as usize).copied().unwrap_or(0) });
+            }
             if (op0, op1, crn, read) != (3, 0, 0, 1) || !(1..=7).contains(&crm) {
                 return Some(Exit::Undefined { class });
             }
@@ -143,49 +162,62 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
     host_simd.save(features);
     let host_timer = HostTimer::save(features);
     gic::partition_interrupts(cpu, true);
+    let last = LAST.get(cpu).and_then(|partitions| partitions.get(slot.index()));
+    let mut forget = last.is_none_or(|last| last.swap(vcpu, Ordering::Relaxed) != vcpu);
+    let mut taken = world::take_pending(slot, vcpu);
 
     loop {
-        el2::enter_partition(world::partition_root(slot), slot.vmid());
+        el2::enter_partition(world::partition_root(slot), slot.vmid(), vcpu, forget);
+        forget = false;
         #[cfg(feature = "fault-knobs")]
         el2::weaken(world::skips(knob::REGISTER_TRAPS), world::skips(knob::INTERRUPT_ROUTING));
         guest.el1.restore(features);
         if simd_switched {
             guest.simd.restore();
         }
-        guest.timer.restore();
+        guest.interrupts.restore(taken);
         msr!("vbar_el2", &raw const guest_vectors as u64);
         el2::isb();
         // What needs no policy (ID registers) goes on at once.
-        let mut exit = loop {
+        let (vector, mut exit) = loop {
             // SAFETY: the context is exclusively ours; vectors are the partition's.
             let vector = unsafe { enter_guest(&raw mut guest.registers) };
             if let Some(exit) = decode(vector, guest) {
-                break exit;
+                break (vector, exit);
             }
         };
         // Policy may let another CPU enter this vCPU: before it is asked, nothing of it is left here.
-        guest.timer.save();
+        guest.interrupts.save();
         if simd_switched {
             guest.simd.save();
         }
         guest.el1 = El1::save(features);
         msr!("vbar_el2", &raw const host_vectors as u64);
         el2::leave_partition(world::host_root(), HOST_VMID);
-        if let Exit::WaitForInterrupt { deadline } = &mut exit {
-            *deadline = guest.timer.deadline();
+        match &mut exit {
+            // It does not wait for what is there.
+            Exit::WaitForInterrupt { .. } if guest.interrupts.signalled() => {
+                taken = 0;
+                continue;
+            }
+            Exit::WaitForInterrupt { deadline } => *deadline = guest.interrupts.deadline(),
+            Exit::Interrupt if vector == VECTOR_IRQ && gic::is_ours(cpu) => exit = Exit::Kick,
+            _ => {}
         }
+        let unseen = guest.interrupts.unseen();
         let mut registers = [0; 18];
         registers.copy_from_slice(&guest.registers.x[..18]);
         // The context belongs to policy during the call, so what changes is written back through its pointer after it,
         // and only if the vCPU is still ours.
-        let next = world::vcpu_exit(cpu, slot, vcpu, exit, &mut registers, host, |registers| {
+        let next = world::vcpu_exit(cpu, slot, vcpu, exit, unseen, &mut registers, host, |registers| {
             guest.registers.x[..18].copy_from_slice(registers);
         });
         // They hold what the partition computed, and this stack is not scrubbed with its pages.
         registers.fill(0);
         core::hint::black_box(&mut registers);
-        if next == Next::Host {
-            break;
+        match next {
+            Some(interrupts) => taken = interrupts,
+            None => break,
         }
     }
 

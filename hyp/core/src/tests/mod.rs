@@ -44,6 +44,10 @@ pub struct FakePlatform {
     pub machine: FakeMachine,
     pub resets: Vec<(usize, usize, u64, u64)>,
     pub kicks: Vec<usize>,
+    /// Signals to the host.
+    pub signals: u64,
+    /// What every vCPU's timer says.
+    pub deadline: Option<u64>,
     /// Pages that a racing host puts into TX after each read of it.
     pub races: RefCell<VecDeque<[u8; 4096]>>,
     /// Reads of TX.
@@ -103,6 +107,12 @@ impl Platform for FakePlatform {
     fn kick(&mut self, cpu: usize) {
         self.kicks.push(cpu);
     }
+    fn signal_host(&mut self) {
+        self.signals += 1;
+    }
+    fn timer_deadline(&self, _: Slot, _: usize) -> Option<u64> {
+        self.deadline
+    }
 }
 
 /// Host, hypervisor and machine.
@@ -140,6 +150,8 @@ impl World {
             machine,
             resets: Vec::new(),
             kicks: Vec::new(),
+            signals: 0,
+            deadline: None,
             races: RefCell::default(),
             fetches: RefCell::new(0),
         };
