@@ -6,16 +6,16 @@ use hyp_abi::ffa::error;
 use stage2::{HOST_VMID, Ipa};
 
 /// xorshift64*.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         (self.next() >> 16) % n
     }
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
@@ -105,6 +105,7 @@ impl Fuzz {
             0 => (0..4096).map(|_| self.random.next() as u8).collect(),
             _ if operation == op::CREATE => {
                 let mut manifest = manifest();
+                manifest.vcpu_count = 1 + self.random.below(4) as u32;
                 if self.random.one_in(8) {
                     let at = self.random.below(432) as usize;
                     manifest.as_mut_bytes()[at] ^= self.random.next() as u8;
@@ -146,7 +147,10 @@ impl Fuzz {
             0 => words[0] = self.random.next(),
             1 => words[0] = self.random.pick(&functions).into(),
             2 | 3 => words[..2].copy_from_slice(&[abi::RX_RELEASE.into(), 0]),
-            4..=9 => words[..2].copy_from_slice(&[abi::RUN.into(), self.id() << 16 | self.random.below(2)]),
+            4..=9 => {
+                let vcpu = self.random.pick(&[0, 0, 0, 0, 1, 1, 2, 3]);
+                words[..2].copy_from_slice(&[abi::RUN.into(), self.id() << 16 | vcpu]);
+            }
             10 if self.random.one_in(4) => {
                 // The buffers come back where they were, or somewhere else.
                 let tx = if self.random.one_in(2) { TX } else { self.pa() };
@@ -229,13 +233,26 @@ impl Fuzz {
             0 => Exit::Undefined { class: self.random.below(64) },
             1 => Exit::SError,
             2 => Exit::Abort { ipa: self.ipa(), write: self.random.one_in(2), fetch: self.random.one_in(2) },
-            3..=9 => Exit::Interrupt,
+            3..=7 => Exit::Interrupt,
+            8 => Exit::Kick,
+            9 => Exit::Sgi { value: if self.random.one_in(4) { self.random.next() } else { self.random.below(16) } },
             10..=13 => Exit::WaitForInterrupt { deadline: self.random.one_in(2).then(|| self.random.next()) },
             _ => {
-                match self.random.below(8) {
+                match self.random.below(10) {
+                    _ if self.random.one_in(200) => words[0] = 0x8400_0008,
                     0 => words[0] = self.random.next(),
                     1 => words[0] = u64::from(0x8400_0060 + self.random.below(64) as u32),
-                    2 => words[..3].copy_from_slice(&[0xC400_0003, self.random.below(3), IMAGE]),
+                    2..=4 => {
+                        let function = self.random.pick(&[
+                            0xC400_0003,
+                            0xC400_0003,
+                            0x8400_0002,
+                            0xC400_0001,
+                            0xC400_0004,
+                        ]);
+                        words[..3].copy_from_slice(&[function, self.random.below(5), IMAGE]);
+                        words[2] = self.random.pick(&[IMAGE, IMAGE, 0]);
+                    }
                     _ => {
                         let operation = match self.random.below(32) {
                             0 => self.random.pick(&[op::EXIT, op::PANIC]),
@@ -260,6 +277,12 @@ impl Fuzz {
                 Exit::Call
             }
         };
+        // As the arch layer does: takes what is pending when it enters, and returns some of it.
+        let taken = self.world.hyp.take_pending(slot(id), vcpu as usize);
+        if taken != 0 {
+            self.note("interrupted");
+            self.world.hyp.return_pending(slot(id), vcpu as usize, taken & self.random.next() as u32);
+        }
         let shared = self.world.hyp.memory().counters().pages_shared;
         let (next, _, host) = self.world.exit(id, vcpu, exit, &words);
         if self.world.hyp.memory().counters().pages_shared > shared {
@@ -281,6 +304,9 @@ impl Fuzz {
         let (mut inside, mut owned) = (Vec::new(), std::collections::BTreeSet::new());
         for partition in hyp.partitions.iter().flatten() {
             let id = u64::from(partition.id());
+            let count = partition.manifest.vcpu_count as usize;
+            assert!(partition.vcpus[count..].iter().all(|vcpu| *vcpu == Vcpu::Off));
+            assert!(partition.pending[count..].iter().all(|pending| *pending == 0));
             let running = |v: &(usize, &Vcpu)| matches!(v.1, Vcpu::Inside { .. });
             inside.extend(partition.vcpus.iter().enumerate().filter(running).map(|(v, _)| (id, v as u64)));
             if partition.pages_recalled == 0 || !matches!(partition.state, crate::partition::State::Dying(_))
@@ -367,6 +393,7 @@ fn random_calls_break_nothing() {
         "stopped",
         "stop busy",
         "tables recalled",
+        "interrupted",
     ] {
         let count = reached.get(what).copied().unwrap_or(0);
         assert!(count >= 5, "{what} happened {count} times: {reached:?}");

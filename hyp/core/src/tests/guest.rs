@@ -266,17 +266,20 @@ fn its_psci_turns_its_own_vcpus_on_and_off() {
     assert_eq!(smc(&mut world, &[0x8400_0000]), 0x1_0001);
     assert_eq!(smc(&mut world, &[0x8000_0000]), 0x1_0002);
     for function in 0x8400_0000..0x8400_0060u64 {
-        let here = [0x8400_0000, 0x8400_0002, 0x8400_000A].contains(&function);
+        let here = [0x8400_0000, 0x8400_0001, 0x8400_0002, 0x8400_0004, 0x8400_0008, 0x8400_000A]
+            .contains(&function);
         assert_eq!(
             smc(&mut world, &[0x8400_000A, function]),
             if here { 0 } else { u64::MAX },
             "{function:x}"
         );
     }
-    assert_eq!(smc(&mut world, &[0x8400_000A, 0xC400_0003]), 0);
+    for function in [0xC400_0001u64, 0xC400_0003, 0xC400_0004, 0x8000_0000] {
+        assert_eq!(smc(&mut world, &[0x8400_000A, function]), 0);
+    }
     // Nothing of it reaches the machine.
     for function in
-        [0x8400_0008u64, 0x8400_0009, 0x8400_0003, 0xC400_0001, 0x8400_0050, 0x8600_0000, 0, u64::MAX]
+        [0x8400_0009u64, 0x8400_0003, 0x8400_0012, 0x8400_0050, 0xC400_0053, 0x8600_0000, 0, u64::MAX]
     {
         assert_eq!(smc(&mut world, &[function, 1, IMAGE, 2]), u64::MAX, "{function:x}");
     }

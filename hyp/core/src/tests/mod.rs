@@ -12,6 +12,7 @@ mod manifest;
 mod psci;
 mod service;
 mod states;
+mod vcpus;
 
 use crate::*;
 use hyp_abi::ffa as abi;
