@@ -93,6 +93,33 @@ pub fn wait_for_message() {
     unsafe { call(ffa::MSG_WAIT, [0; 7]) };
 }
 
+/// PSCI functions of a partition's vCPUs (DEN0022).
+pub mod psci {
+    /// CPU_OFF.
+    pub const CPU_OFF: u32 = 0x8400_0002;
+    /// CPU_ON (64-bit).
+    pub const CPU_ON: u32 = 0xC400_0003;
+}
+
+/// Calls PSCI, or whatever else a function identifier means that touches no memory; returns x0.
+pub fn psci(function: u32, arguments: [u64; 3]) -> u64 {
+    let [a, b, c] = arguments;
+    // SAFETY: PSCI of a partition changes no memory; a vCPU that it starts has a stack of its own.
+    let x = unsafe { call(function, [a, b, c, 0, 0, 0, 0]) };
+    x[0]
+}
+
+/// Starts vCPU `target`; whether it will run is the host's choice. False if it is not there or is on.
+pub fn start_vcpu(target: usize) -> bool {
+    psci(psci::CPU_ON, [target as u64, arch::secondary_entry(), arch::endpoint_id()]) == 0
+}
+
+/// Turns this vCPU off.
+pub fn stop_vcpu() -> ! {
+    psci(psci::CPU_OFF, [0; 3]);
+    arch::halt()
+}
+
 /// Ends the partition; 0 is success.
 pub fn exit(code: u64) -> ! {
     // SAFETY: does not return, so no reference is used again.

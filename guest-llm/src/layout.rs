@@ -6,6 +6,8 @@ use hyp_abi::session::SESSION_PAGES;
 
 /// Bytes of each of the three windows of the image: code, read-only data, data with the stack. `link.ld` says the same.
 pub const WINDOW_SIZE: u64 = 4 << 20;
+/// vCPUs of an image. Only the first is started by the hypervisor, and all work is done if the host runs no other.
+pub const VCPU_COUNT: usize = 4;
 /// IPA of the code.
 pub const TEXT: u64 = layout::IMAGE;
 /// IPA of the read-only data.
@@ -44,7 +46,7 @@ pub const fn manifest(name: [u8; 16]) -> Manifest {
     Manifest {
         magic: manifest::MAGIC,
         version: manifest::VERSION,
-        vcpu_count: 1,
+        vcpu_count: VCPU_COUNT as u32,
         entry: TEXT,
         region_count: 6,
         reserved: 0,

@@ -40,11 +40,11 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     }
 }
 
-/// Makes an image: its manifest, called by a 16-byte name, and its main function (`fn(u64, u64) -> !`, which gets x28 and
-/// x29 as the boot code found them).
+/// Makes an image: its manifest, called by a 16-byte name, its main function (`fn(u64, u64) -> !`, which gets x28 and
+/// x29 as the boot code found them), and that of its other vCPUs (`fn(usize) -> !`, which gets the vCPU's index).
 #[macro_export]
 macro_rules! partition {
-    ($name:expr, $main:path) => {
+    ($name:expr, $main:path, $secondary:path) => {
         #[cfg(target_os = "none")]
         #[used]
         #[unsafe(link_section = ".manifest")]
@@ -54,6 +54,12 @@ macro_rules! partition {
         #[unsafe(export_name = "partition_main")]
         extern "C" fn partition_main(x28: u64, x29: u64) -> ! {
             $main(x28, x29)
+        }
+
+        #[cfg(target_os = "none")]
+        #[unsafe(export_name = "partition_secondary")]
+        extern "C" fn partition_secondary(index: u64) -> ! {
+            $secondary(index as usize)
         }
     };
 }

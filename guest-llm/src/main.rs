@@ -7,7 +7,7 @@ mod image {
     use guest_llm::serve::{End, Platform, serve};
     use guest_llm::{arch, ffa, memory};
 
-    guest_llm::partition!(*b"guest-llm\0\0\0\0\0\0\0", main);
+    guest_llm::partition!(*b"guest-llm\0\0\0\0\0\0\0", main, secondary);
 
     /// The hypervisor and the allocator.
     struct Hypervisor;
@@ -32,6 +32,10 @@ mod image {
         fn heap_free(&self) -> usize {
             memory::heap_free()
         }
+    }
+
+    fn secondary(_: usize) -> ! {
+        ffa::stop_vcpu()
     }
 
     fn main(_: u64, _: u64) -> ! {

@@ -15,6 +15,7 @@ mod reset;
 mod secret;
 #[allow(unsafe_code)]
 mod sys;
+mod vcpus;
 
 use std::process::ExitCode;
 
@@ -40,7 +41,8 @@ fn run(arguments: &[String]) -> Result<()> {
         }
         ["attack-without", rest @ ..] => attack::run(true, rest.first().copied()),
         [suite @ ("reset" | "reset-knobs")] => reset::run(suite),
+        ["vcpus"] => vcpus::run(),
         ["child", ..] => child::main(&arguments[1..]),
-        _ => bail!("usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs"),
+        _ => bail!("usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus"),
     }
 }

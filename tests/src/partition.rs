@@ -230,10 +230,14 @@ impl<'h> Partition<'h> {
         Ok(())
     }
 
-    /// Enters it once.
+    /// Enters its first vCPU once.
     pub fn enter(&self) -> Result<Exit> {
-        let regs = self.host.ffa(ffa::RUN, [u64::from(self.id) << 16, 0, 0])?;
-        exit(&regs)
+        self.runner().enter(0)?.context("its first vCPU is off")
+    }
+
+    /// What enters it from another thread.
+    pub fn runner(&self) -> Runner<'h> {
+        Runner { host: self.host, id: self.id }
     }
 
     fn await_frame(&mut self, enter: &mut dyn FnMut(&Self) -> Result<Exit>) -> Result<Frame> {
@@ -276,6 +280,24 @@ impl<'h> Partition<'h> {
     /// Takes pages back.
     pub fn recall(&self, ipa: u64, count: u64) -> Result<Reply> {
         self.host.service(op::RECALL, [self.id.into(), ipa, count, 0])
+    }
+}
+
+/// The right to enter a partition's vCPUs.
+#[derive(Clone, Copy)]
+pub struct Runner<'h> {
+    host: &'h Host,
+    id: u16,
+}
+
+impl Runner<'_> {
+    /// Enters a vCPU once; none if it is off.
+    pub fn enter(&self, vcpu: usize) -> Result<Option<Exit>> {
+        let regs = self.host.ffa(ffa::RUN, [u64::from(self.id) << 16 | vcpu as u64, 0, 0])?;
+        if regs[0] as u32 == ffa::ERROR && regs[2] as i32 == error::DENIED {
+            return Ok(None);
+        }
+        exit(&regs).map(Some)
     }
 }
 

@@ -4,6 +4,9 @@
 //! coherency, and nothing is written before the MMU is on. `partition_main` gets x28 and x29 as arguments: they are zero
 //! unless an image's preamble (section `.text.preamble`, the probe has one) put something there.
 //!
+//! The other vCPUs start at `secondary_entry`, by PSCI CPU_ON, with the endpoint's id in x0; each has a stack of its own
+//! above pages that are never given, and `partition_secondary` gets its index.
+//!
 //! No exception is expected: interrupts stay masked, they are the hypervisor's business. A vector therefore ends the
 //! partition by the PANIC operation, using registers only, since the stack may be what is broken. It reports the hash of
 //! the word `exception` and, as the line, the exception class in bits 63:56, the vector's number in 55:48 and ELR below.
@@ -15,11 +18,40 @@ use hyp_abi::service::op;
 use super::tables;
 use crate::fnv1a;
 
+/// Distance from the top of one vCPU's stack to that of the next; `link.ld` says the same.
+const STACK_STRIDE_LOG2: u32 = 16;
+
 global_asm!(
     r#"
     .section .text.boot, "ax"
     .global entry
 entry:
+    bl      set_up
+    adrp    x0, stack_top
+    add     x0, x0, :lo12:stack_top
+    mov     sp, x0
+    mov     x0, x28
+    mov     x1, x29
+    mov     x29, xzr
+    mov     x30, xzr
+    b       partition_main
+
+    .global secondary_entry
+secondary_entry:
+    msr     tpidr_el1, x0
+    bl      set_up
+    mrs     x0, mpidr_el1
+    and     x0, x0, #0xff
+    adrp    x1, stack_top
+    add     x1, x1, :lo12:stack_top
+    add     x1, x1, x0, lsl #{stride}
+    mov     sp, x1
+    mov     x29, xzr
+    mov     x30, xzr
+    b       partition_secondary
+
+// Turns stage 1 and SIMD on. Clobbers x0 to x2.
+set_up:
     msr     daifset, #15
     mov     x0, #(3 << 20)
     msr     cpacr_el1, x0
@@ -50,14 +82,7 @@ entry:
 
     msr     fpcr, xzr
     msr     fpsr, xzr
-    adrp    x0, stack_top
-    add     x0, x0, :lo12:stack_top
-    mov     sp, x0
-    mov     x0, x28
-    mov     x1, x29
-    mov     x29, xzr
-    mov     x30, xzr
-    b       partition_main
+    ret
     .ltorg
 
     .section .text.vectors, "ax"
@@ -91,6 +116,7 @@ exception:
     b       1b
     .ltorg
     "#,
+    stride = const STACK_STRIDE_LOG2,
     mair = const tables::MAIR,
     tcr = const tables::TCR,
     sctlr = const tables::SCTLR,

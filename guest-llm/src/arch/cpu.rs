@@ -60,6 +60,75 @@ pub fn set_endpoint_id(id: u16) {
     unsafe { asm!("msr tpidr_el1, {:x}", in(reg) u64::from(id), options(nomem, nostack)) };
 }
 
+/// Returns the index of this vCPU.
+pub fn vcpu_index() -> usize {
+    let value: u64;
+    // SAFETY: reading MPIDR_EL1 has no side effect.
+    unsafe { asm!("mrs {}, mpidr_el1", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    (value & 0xFF) as usize
+}
+
+/// Where vCPUs other than the first start.
+pub fn secondary_entry() -> u64 {
+    unsafe extern "C" {
+        fn secondary_entry();
+    }
+    secondary_entry as *const () as u64
+}
+
+/// Lets interrupts wake this vCPU from [`wait`]. They are never taken as exceptions: [`acknowledge`] looks for them.
+pub fn receive_interrupts() {
+    // SAFETY: ICC_PMR_EL1 and ICC_IGRPEN1_EL1 configure this vCPU's interrupt interface; PSTATE masks stay set.
+    unsafe {
+        asm!("msr s3_0_c4_c6_0, {all}", "msr s3_0_c12_c12_7, {on}", "isb", all = in(reg) 0xFF_u64,
+             on = in(reg) 1_u64, options(nostack));
+    }
+}
+
+/// Sends interrupt 0 to 7 to the vCPUs in `targets`, a bit each, after everything before it is visible.
+pub fn send_interrupt(number: u64, targets: u64) {
+    // SAFETY: ICC_SGI1R_EL1 reaches vCPUs of this partition only, which take interrupts by looking for them.
+    unsafe {
+        asm!("dsb ishst", "msr s3_0_c12_c11_5, {}", "isb", in(reg) number << 24 | targets & 0xFFFF,
+             options(nostack));
+    }
+}
+
+/// Sends an interrupt as `value` of ICC_SGI1R_EL1 says.
+pub fn send_interrupt_raw(value: u64) {
+    // SAFETY: as in `send_interrupt`.
+    unsafe { asm!("msr s3_0_c12_c11_5, {}", "isb", in(reg) value, options(nostack)) };
+}
+
+/// Takes an interrupt that is pending; none if there is none.
+pub fn acknowledge() -> Option<u64> {
+    let number: u64;
+    // SAFETY: ICC_IAR1_EL1 and ICC_EOIR1_EL1 change this vCPU's interrupt interface only.
+    unsafe { asm!("mrs {}, s3_0_c12_c12_0", "dsb sy", out(reg) number, options(nostack)) };
+    if number >= 1020 {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { asm!("msr s3_0_c12_c12_1, {}", "isb", in(reg) number, options(nostack)) };
+    Some(number)
+}
+
+/// Waits for an interrupt; may return without one.
+pub fn wait() {
+    // SAFETY: WFI only waits; others may change memory meanwhile, so it is a barrier for the compiler.
+    unsafe { asm!("dsb sy", "wfi", options(nostack)) };
+}
+
+/// Arms the virtual timer, whose interrupt is 27; none: turns it off.
+pub fn set_timer(deadline: Option<u64>) {
+    let (value, control) = deadline.map_or((0, 0_u64), |deadline| (deadline, 1));
+    // SAFETY: the virtual timer is the partition's own.
+    unsafe {
+        asm!("msr cntv_cval_el0, {}", "msr cntv_ctl_el0, {}", "isb", in(reg) value, in(reg) control,
+             options(nostack));
+    }
+}
+
 /// Stops this CPU for good; reached only if the hypervisor returned from a call that does not return.
 pub fn halt() -> ! {
     loop {

@@ -8,4 +8,7 @@ mod cpu;
 pub mod tables;
 
 #[cfg(target_os = "none")]
-pub use cpu::{endpoint_id, halt, set_endpoint_id, smc, ticks};
+pub use cpu::{
+    acknowledge, endpoint_id, halt, receive_interrupts, secondary_entry, send_interrupt, send_interrupt_raw,
+    set_endpoint_id, set_timer, smc, ticks, vcpu_index, wait,
+};

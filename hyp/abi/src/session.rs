@@ -156,6 +156,40 @@ pub mod probe {
     /// not zero (a bit each), `values[1]` = SIMD registers that were not zero.
     pub const BOOT_STATE: u32 = 0x20F;
 
+    /// Host to partition: has vCPU `args[0]`, which may be any number, turned on for task `args[1]` of [`task`] with
+    /// argument `args[2]`. Result: `values[0]` = what PSCI CPU_ON returned.
+    pub const CREW_START: u32 = 0x240;
+    /// Host to partition: what vCPU `args[0]` did so far. Result: `values[0]` = progress, `values[1]` = interrupts taken,
+    /// `values[2]` = their numbers (a bit each), `values[3]` = errors found.
+    pub const CREW_LOOK: u32 = 0x241;
+    /// Host to partition: an SMC with x0 to x3 = `args`. Result: `values[0]` = x0.
+    pub const CALL: u32 = 0x242;
+    /// Host to partition: writes `args[0]` to ICC_SGI1R_EL1, `args[1]` times.
+    pub const SEND_SGI: u32 = 0x243;
+    /// Host to partition: waits until `args[0]` interrupts came, at most `args[1]` ticks. Result: `values[0]` = how many
+    /// came, `values[1]` = their numbers (a bit each).
+    pub const RECEIVE: u32 = 0x244;
+
+    /// What another vCPU does until it is turned off, if it ever is.
+    pub mod task {
+        /// Counts.
+        pub const SPIN: u64 = 1;
+        /// Counts interrupts; the argument, unless 0, is written to ICC_SGI1R_EL1 for each.
+        pub const RECEIVE: u64 = 2;
+        /// Counts interrupts of its timer, which fires every so many ticks.
+        pub const TIMER: u64 = 3;
+        /// Turns itself off.
+        pub const OFF: u64 = 4;
+        /// Reads at this IPA.
+        pub const READ: u64 = 5;
+        /// Writes and reads 511 pages from this IPA on.
+        pub const TOUCH: u64 = 6;
+        /// Counts SMCs.
+        pub const SMC_STORM: u64 = 7;
+        /// Counts interrupts that it sends to all others and itself.
+        pub const SGI_STORM: u64 = 8;
+    }
+
     /// Partition to host: the probe listens; no payload.
     pub const LISTENING: u32 = 0x300;
     /// Partition to host: an act came back; a [`Report`].

@@ -3,13 +3,13 @@
 use crate::partition::{self, Partition, State, Vcpu};
 use crate::{Hypervisor, Mailbox, Outcome, Platform, knob, service};
 use hyp_abi::PAGE_SIZE;
-use hyp_abi::service::{MAX_VCPUS, run_exit};
 use hyp_abi::ffa::error::{ABORTED, BUSY, DENIED, INVALID_PARAMETERS, NOT_SUPPORTED};
 use hyp_abi::ffa::{
     ERROR, FEATURES, HOST_ID, ID_GET, INTERRUPT, MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ_64, MSG_WAIT,
     PARTITION_INFO_GET, PARTITION_UUID, RUN, RX_RELEASE, RXTX_MAP_32, RXTX_MAP_64, RXTX_UNMAP, SERVICE_ID,
     SERVICE_UUID, SPM_ID_GET, SPMC_ID, SUCCESS_32, SUCCESS_64, VERSION, VERSION_1_1, VERSION_1_2, YIELD,
 };
+use hyp_abi::service::{MAX_VCPUS, run_exit};
 use stage2::Pa;
 
 /// x0-x7 of an answer.

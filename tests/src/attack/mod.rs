@@ -210,7 +210,7 @@ fn turn(host: &Host, knobs: &[Knob], leave_out: bool) -> Result<()> {
 }
 
 /// Ends every partition. With all defences on, every page must have come back, and zero where it was given.
-fn clear_up(host: &Host, defended: bool) -> Result<()> {
+pub fn clear_up(host: &Host, defended: bool) -> Result<()> {
     host.restore_mailbox()?;
     host.destroy_all()?;
     let given = host.take_given()?;

@@ -6,7 +6,7 @@ use guest_llm::{arch, ffa};
 use hyp_abi::ffa::error::INVALID_PARAMETERS;
 use hyp_abi::session::probe::{self, EXECUTED, PATTERN_SIZE};
 
-use crate::{alias, calls, registers, simd};
+use crate::{alias, calls, crew, registers, simd};
 
 /// What acts work on.
 pub struct Probe {
@@ -58,6 +58,14 @@ impl Probe {
             probe::SHARE => return status(unsafe { ffa::share(first) }),
             // SAFETY: as above; if a session page goes, the session goes with it, which is the sender's wish.
             probe::UNSHARE => return status(unsafe { ffa::unshare(first) }),
+            probe::CREW_START => values[0] = crew::start(first, second, third),
+            probe::CREW_LOOK => match crew::look(first) {
+                Some(found) => *values = found,
+                None => return INVALID_PARAMETERS,
+            },
+            probe::CALL => values[0] = ffa::psci(first as u32, [second, third, args[3]]),
+            probe::SEND_SGI => (0..second).for_each(|_| arch::send_interrupt_raw(first)),
+            probe::RECEIVE => *values = crew::receive(first, second),
             probe::BOOT_STATE => values[..2].copy_from_slice(&self.boot_state),
             _ => return INVALID_PARAMETERS,
         }

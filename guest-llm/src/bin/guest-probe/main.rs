@@ -10,6 +10,8 @@ mod alias;
 #[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
+mod crew;
+#[cfg(target_os = "none")]
 mod preamble;
 #[cfg(target_os = "none")]
 mod registers;
@@ -26,8 +28,9 @@ mod image {
     use zerocopy::{FromBytes, IntoBytes};
 
     use crate::acts::Probe;
+    use crate::crew;
 
-    guest_llm::partition!(*b"guest-probe\0\0\0\0\0", main);
+    guest_llm::partition!(*b"guest-probe\0\0\0\0\0", main, crew::serve);
 
     fn main(general: u64, simd: u64) -> ! {
         let Ok(memory) = ffa::identify().and_then(|_| memory::take()) else { ffa::exit(3) };

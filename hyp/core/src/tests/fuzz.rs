@@ -235,7 +235,9 @@ impl Fuzz {
             2 => Exit::Abort { ipa: self.ipa(), write: self.random.one_in(2), fetch: self.random.one_in(2) },
             3..=7 => Exit::Interrupt,
             8 => Exit::Kick,
-            9 => Exit::Sgi { value: if self.random.one_in(4) { self.random.next() } else { self.random.below(16) } },
+            9 => Exit::Sgi {
+                value: if self.random.one_in(4) { self.random.next() } else { self.random.below(16) },
+            },
             10..=13 => Exit::WaitForInterrupt { deadline: self.random.one_in(2).then(|| self.random.next()) },
             _ => {
                 match self.random.below(10) {

@@ -249,7 +249,9 @@ fn one_cpu_at_a_time_and_any_cpu() {
         for cpu in 0..8 {
             world.exit(id, vcpu, Exit::Interrupt, &[]);
             world.enter(id, vcpu, cpu);
-            assert!(matches!(state(&world, id, vcpu as usize), Vcpu::Inside { cpu: inside, .. } if inside == cpu));
+            assert!(
+                matches!(state(&world, id, vcpu as usize), Vcpu::Inside { cpu: inside, .. } if inside == cpu)
+            );
         }
     }
     for vcpu in [4, 7, 8, 0xFFFF] {
@@ -276,7 +278,11 @@ fn matrix_of_exits_and_states() {
         (Exit::Call, service(op::EXIT), Some((Vcpu::Off, run_exit::FINISHED))),
         (Exit::SError, vec64(&[]), Some((Vcpu::Off, run_exit::CRASHED))),
         (Exit::Undefined { class: 1 }, vec64(&[]), Some((Vcpu::Off, run_exit::CRASHED))),
-        (Exit::Abort { ipa: 8, write: false, fetch: false }, vec64(&[]), Some((Vcpu::Off, run_exit::CRASHED))),
+        (
+            Exit::Abort { ipa: 8, write: false, fetch: false },
+            vec64(&[]),
+            Some((Vcpu::Off, run_exit::CRASHED)),
+        ),
         (Exit::Abort { ipa: IMAGE, write: false, fetch: true }, vec64(&[]), None),
     ];
     for (exit, mut call, expected) in exits {
