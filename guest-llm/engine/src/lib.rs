@@ -1,8 +1,8 @@
 //! Inference engine: GGUF parser, tokenizers, quantised kernels, KV cache, sampling.
 //!
 //! `no_std` + `alloc`; runs in the confidential partition and, as the command `flexserve-engine`, on the development
-//! machine. It knows nothing of hypervisors, files, clocks or threads: the caller brings the model's bytes and a
-//! memory limit, and gets text.
+//! machine. It knows nothing of hypervisors, files or clocks: the caller brings the model's bytes, a memory limit and,
+//! by [`Parallel`], threads if there are any, and gets text.
 //!
 //! ```no_run
 //! use flexserve_engine::{Event, Flow, Limits, Model, Request, Sampling, Session, SessionConfig, generate};
@@ -36,7 +36,7 @@
 //!   name the guilty key, tensor or token.
 //! - **No allocation while decoding.** [`Session::new`] and [`Sampler::new`] allocate all that decoding uses.
 //! - **Determinism.** The same file, prompt, parameters and seed give the same tokens and *bit-identical logits* on
-//!   every target and for every batch size: kernels define their order of summation, SIMD variants keep it, nothing is
+//!   every target, for every batch size and every number of threads: kernels define their order of summation, SIMD variants keep it, nothing is
 //!   contracted to fused multiply-add, and transcendental functions come from `libm`. The caller must leave the
 //!   floating point mode at its default (round to nearest, no flush to zero).
 //! - **Unsafe** lives in `kernels::neon` only; each kernel there has a portable twin that tests compare bit by bit.
@@ -44,7 +44,7 @@
 //! # Modules
 //! [`gguf`] parses, [`model`] gives hyperparameters and tensors their meaning, [`tokenizer`] turns text to tokens and
 //! back, `kernels` compute, [`kv`] stores keys and values in chunks of 16 tokens, [`session`] runs the transformer,
-//! [`sampler`] chooses tokens, [`generate`](mod@generate) joins them to a request. Dependencies point from right to left.
+//! `parallel` splits work over threads, [`sampler`] chooses tokens, [`generate`](mod@generate) joins them to a request. Dependencies point from right to left.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -60,6 +60,7 @@ pub mod gguf;
 mod kernels;
 pub mod kv;
 pub mod model;
+mod parallel;
 pub mod sampler;
 pub mod session;
 pub mod tokenizer;
@@ -69,6 +70,7 @@ pub use error::{Error, Result};
 pub use generate::{Event, Flow, Report, Request, StopReason, generate};
 pub use kv::KvFormat;
 pub use model::Model;
+pub use parallel::{Parallel, Serial};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Session, SessionConfig};
 pub use tokenizer::{Detokenizer, TokenId, Tokenizer};

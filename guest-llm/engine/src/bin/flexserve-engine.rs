@@ -1,5 +1,8 @@
 //! The engine as a command on the development machine.
 
+#[path = "flexserve-engine/threads.rs"]
+mod threads;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -10,7 +13,7 @@ use flexserve_engine::{
 
 const USAGE: &str =
     "usage: flexserve-engine run MODEL [-p PROMPT] [-n TOKENS] [-c CONTEXT] [--batch TOKENS] [--kv f16|f32]
-                            [--temp T] [--top-k K] [--top-p P] [--seed N] [--raw]
+                            [--threads N] [--temp T] [--top-k K] [--top-p P] [--seed N] [--raw]
        flexserve-engine info MODEL [--tensors]
        flexserve-engine tokens MODEL [-p PROMPT] [--raw]
 
@@ -27,6 +30,7 @@ struct Arguments {
     context: Option<usize>,
     batch: Option<usize>,
     kv: Option<KvFormat>,
+    threads: usize,
     sampling: Sampling,
     raw: bool,
     tensors: bool,
@@ -71,10 +75,13 @@ fn answer(model: &Model<'_>, arguments: &Arguments, load_ms: f64) -> Result<(), 
         context: arguments.context.unwrap_or(defaults.context),
         batch: arguments.batch.unwrap_or(defaults.batch),
         kv: arguments.kv.unwrap_or(defaults.kv),
+        threads: arguments.threads,
         ..defaults
     };
     let failed = |e| refused("request", e);
+    let threads = threads::Threads(arguments.threads);
     let mut session = Session::new(model, &config).map_err(failed)?;
+    session.share_work(&threads);
     let prompt = prompt(arguments)?;
     let request = Request {
         prompt: &prompt,
@@ -164,6 +171,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
         context: None,
         batch: None,
         kv: None,
+        threads: 1,
         sampling: Sampling::default(),
         raw: false,
         tensors: false,
@@ -186,6 +194,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
                     other => return Err(usage(format!("no format {other}"))),
                 }
             }
+            "--threads" => arguments.threads = number(&word, value()?)?,
             "--temp" => arguments.sampling.temperature = number(&word, value()?)?,
             "--top-k" => arguments.sampling.top_k = number(&word, value()?)?,
             "--top-p" => arguments.sampling.top_p = number(&word, value()?)?,

@@ -2,12 +2,15 @@
 
 use alloc::vec::Vec;
 
+use spin::mutex::SpinMutex;
+
 use super::half::f16_to_f32;
 use super::portable::{self, Q8_BLOCK, Q8_BYTES, ROWS, q8_scale};
 use super::simd;
 use crate::Result;
 use crate::budget::Budget;
 use crate::gguf::{TensorInfo, TensorType};
+use crate::parallel::{Output, Parallel, Split, take_free};
 
 /// A matrix in place.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,12 @@ impl<'a> Matrix<'a> {
     /// Bytes per row; never zero, for the parser refuses empty rows.
     fn row_bytes(&self) -> usize {
         row_bytes(self.ty, self.columns).max(1)
+    }
+
+    /// The bytes of some rows.
+    fn part(&self, rows: core::ops::Range<usize>) -> &'a [u8] {
+        let at = |row: usize| row.saturating_mul(self.row_bytes()).min(self.data.len());
+        self.data.get(at(rows.start)..at(rows.end)).unwrap_or_default()
     }
 
     /// Writes row `index` to `out` as F32; zeros if there is no such row.
@@ -158,7 +167,7 @@ fn quantise(block: &[f32; Q8_BLOCK], quants: &mut [i8; Q8_BLOCK]) -> f32 {
     greatest * (1.0 / 127.0)
 }
 
-/// Scratch for [`matmul`]: one row as F32, and the scales of four rows.
+/// Scratch of one thread for [`matmul`]: one row as F32, and the scales of four rows.
 #[derive(Debug)]
 pub struct RowScratch {
     row: Vec<f32>,
@@ -181,57 +190,87 @@ impl RowScratch {
 
 /// Multiplies: `out[t][r] = sum over c of matrix[r][c] * input[t][c]`, `out` being as many rows as `input`, each as
 /// long as the matrix has rows. Reads the matrix once, whatever the batch. `input` must have been prepared for this matrix.
-pub fn matmul(matrix: &Matrix<'_>, input: &Input<'_>, scratch: &mut RowScratch, out: &mut [f32]) {
-    match matrix.ty {
-        TensorType::F32 => matmul_f32(matrix, input, out),
-        TensorType::F16 => matmul_f16(matrix, input, scratch, out),
-        TensorType::Q8_0 => matmul_q8_0(matrix, input, scratch, out),
-    }
+/// The matrix' rows are shared out to the threads of `workers`.
+pub fn matmul(matrix: &Matrix<'_>, input: &Input<'_>, workers: &Workers<'_>, out: &mut [f32]) {
+    let out = Output::new(out);
+    let cost = input.values.len();
+    let split = Split::new(workers.parallel, matrix.rows, ROWS, cost);
+    split.run(workers.parallel, &|_, rows| {
+        let Some(mut scratch) = take_free(workers.scratch) else { return };
+        let part = Part { matrix, first: rows.start, data: matrix.part(rows), out };
+        match matrix.ty {
+            TensorType::F32 => part.matmul_f32(input),
+            TensorType::F16 => part.matmul_f16(input, &mut scratch),
+            TensorType::Q8_0 => part.matmul_q8_0(input, &mut scratch),
+        }
+    });
 }
 
-fn matmul_f32(matrix: &Matrix<'_>, input: &Input<'_>, out: &mut [f32]) {
-    for (r, row) in matrix.data.chunks_exact(matrix.row_bytes()).enumerate() {
-        for (x, out) in input.rows().zip(out.chunks_exact_mut(matrix.rows.max(1))) {
-            if let Some(out) = out.get_mut(r) {
-                *out = portable::dot_f32(row, x);
+/// Threads, and scratch for each.
+#[derive(Clone, Copy)]
+pub struct Workers<'w> {
+    /// The threads.
+    pub parallel: &'w dyn Parallel,
+    /// As many as threads.
+    pub scratch: &'w [SpinMutex<RowScratch>],
+}
+
+/// Some rows of a matrix and where their products go.
+struct Part<'a, 'o> {
+    matrix: &'a Matrix<'a>,
+    first: usize,
+    data: &'a [u8],
+    out: Output<'o>,
+}
+
+impl Part<'_, '_> {
+    /// Stores the product of row `row` of the part with row `token` of the input.
+    #[inline]
+    fn set(&self, token: usize, row: usize, value: f32) {
+        self.out.set(token * self.matrix.rows + self.first + row, value);
+    }
+
+    fn matmul_f32(&self, input: &Input<'_>) {
+        for (r, row) in self.data.chunks_exact(self.matrix.row_bytes()).enumerate() {
+            for (token, x) in input.rows().enumerate() {
+                self.set(token, r, portable::dot_f32(row, x));
             }
         }
     }
-}
 
-fn matmul_f16(matrix: &Matrix<'_>, input: &Input<'_>, scratch: &mut RowScratch, out: &mut [f32]) {
-    let single = input.values.len() <= matrix.columns;
-    for (r, row) in matrix.data.chunks_exact(matrix.row_bytes()).enumerate() {
-        let expanded = scratch.row.get_mut(..matrix.columns).unwrap_or_default();
-        if !single {
-            // Exact, so that it makes no difference but to speed.
-            expand(TensorType::F16, row, expanded);
-        }
-        for (x, out) in input.rows().zip(out.chunks_exact_mut(matrix.rows.max(1))) {
-            if let Some(out) = out.get_mut(r) {
-                *out = if single { simd::dot_f16(row, x) } else { portable::dot_slices(expanded, x) };
+    fn matmul_f16(&self, input: &Input<'_>, scratch: &mut RowScratch) {
+        let single = input.values.len() <= self.matrix.columns;
+        for (r, row) in self.data.chunks_exact(self.matrix.row_bytes()).enumerate() {
+            let expanded = scratch.row.get_mut(..self.matrix.columns).unwrap_or_default();
+            if !single {
+                // Exact, so that it makes no difference but to speed.
+                expand(TensorType::F16, row, expanded);
+            }
+            for (token, x) in input.rows().enumerate() {
+                let dot = if single { simd::dot_f16(row, x) } else { portable::dot_slices(expanded, x) };
+                self.set(token, r, dot);
             }
         }
     }
-}
 
-fn matmul_q8_0(matrix: &Matrix<'_>, input: &Input<'_>, scratch: &mut RowScratch, out: &mut [f32]) {
-    let row_bytes = matrix.row_bytes();
-    for (group, rows) in matrix.data.chunks(ROWS * row_bytes).enumerate() {
-        let first = group * ROWS;
-        let outputs =
-            out.chunks_exact_mut(matrix.rows.max(1)).map(|out| out.get_mut(first..).unwrap_or_default());
-        let inputs = input.quantised_rows();
-        if let Some(rows) = split_rows(rows, row_bytes) {
-            gather_scales(rows, &mut scratch.scales);
-            for ((quants, x_scales), out) in inputs.zip(outputs) {
-                let dots = simd::dot4_q8_0(rows, &scratch.scales, quants, x_scales);
-                out.iter_mut().zip(dots).for_each(|(out, dot)| *out = dot);
-            }
-        } else {
-            for ((quants, x_scales), out) in inputs.zip(outputs) {
-                for (row, out) in rows.chunks_exact(row_bytes).zip(out) {
-                    *out = portable::dot_q8_0(row, quants, x_scales);
+    fn matmul_q8_0(&self, input: &Input<'_>, scratch: &mut RowScratch) {
+        let row_bytes = self.matrix.row_bytes();
+        for (group, rows) in self.data.chunks(ROWS * row_bytes).enumerate() {
+            let first = group * ROWS;
+            let inputs = input.quantised_rows().enumerate();
+            if let Some(rows) = split_rows(rows, row_bytes) {
+                gather_scales(rows, &mut scratch.scales);
+                for (token, (quants, x_scales)) in inputs {
+                    let dots = simd::dot4_q8_0(rows, &scratch.scales, quants, x_scales);
+                    for (r, dot) in dots.into_iter().enumerate() {
+                        self.set(token, first + r, dot);
+                    }
+                }
+            } else {
+                for (token, (quants, x_scales)) in inputs {
+                    for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+                        self.set(token, first + r, portable::dot_q8_0(row, quants, x_scales));
+                    }
                 }
             }
         }

@@ -24,7 +24,7 @@ mod tests;
 
 pub use elementwise::{add_assign, rms_norm, rope_rotate, scale, silu_mul, softmax_step};
 pub use kv_row::KvFormat;
-pub use matrix::{InputBuffer, Matrix, RowScratch, matmul};
+pub use matrix::{InputBuffer, Matrix, RowScratch, Workers, matmul};
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 use neon as simd;

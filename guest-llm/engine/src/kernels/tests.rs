@@ -3,11 +3,14 @@
 use std::vec;
 use std::vec::Vec;
 
+use spin::mutex::SpinMutex;
+
 use super::half::f32_to_f16;
 use super::portable::{Q8_BLOCK, Q8_BYTES};
-use super::{InputBuffer, Matrix, RowScratch, half::f16_to_f32, matmul, portable, simd};
+use super::{InputBuffer, Matrix, RowScratch, Workers, half::f16_to_f32, matmul, portable, simd};
 use crate::budget::Budget;
 use crate::gguf::{TensorInfo, TensorType};
+use crate::parallel::Serial;
 
 /// A reproducible sequence.
 struct Numbers(u64);
@@ -155,13 +158,14 @@ fn product(ty: TensorType, data: &[u8], shape: (usize, usize), x: &[f32]) -> Vec
     let matrix = Matrix::new(&tensor);
     let mut budget = Budget::new(usize::MAX);
     let mut buffer = InputBuffer::new(x.len(), &mut budget).unwrap();
-    let mut scratch = RowScratch::new(columns, &mut budget).unwrap();
+    let scratch = [SpinMutex::new(RowScratch::new(columns, &mut budget).unwrap())];
+    let workers = Workers { parallel: &Serial, scratch: &scratch };
     let input = buffer.prepare(x, columns, &[&matrix]);
     let mut out = vec![f32::NAN; x.len() / columns * rows];
-    matmul(&matrix, &input, &mut scratch, &mut out);
+    matmul(&matrix, &input, &workers, &mut out);
     for skipped in 0..x.len() / columns {
         let mut rest = vec![f32::NAN; out.len() - skipped * rows];
-        matmul(&matrix, &input.skip(skipped), &mut scratch, &mut rest);
+        matmul(&matrix, &input.skip(skipped), &workers, &mut rest);
         let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&rest), bits(&out[skipped * rows..]));
     }

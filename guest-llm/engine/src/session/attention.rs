@@ -3,20 +3,43 @@
 //! Scores of a chunk's tokens are used as soon as they are known, with a running softmax (Milakov and Gimelshein:
 //! "Online normalizer calculation for softmax", 2018), so that no row of scores over the context ever exists.
 
+use spin::mutex::SpinMutex;
+
 use crate::kernels::{scale, softmax_step};
 use crate::kv::{CHUNK_TOKENS, KvCache};
+use crate::parallel::{MAX_PIECES, Parallel, Split};
 
-/// Computes, for each query head, the mean of the first `length` tokens' values weighted by softmax of their keys'
-/// products with the query. `query` and `output` hold the heads one after another.
-pub fn attend(kv: &KvCache, layer: usize, length: usize, query: &[f32], output: &mut [f32]) {
+/// Computes, for each query head of each token of a batch, the mean of the values so far weighted by softmax of their keys'
+/// products with the query. `queries` and `outputs` hold the heads one after another, token by token; the first token sees
+/// `length` tokens, each other one more. The heads are shared out to threads.
+pub fn attend(
+    kv: &KvCache,
+    layer: usize,
+    length: usize,
+    queries: &[f32],
+    outputs: &mut [f32],
+    heads: usize,
+    parallel: &dyn Parallel,
+) {
     let shape = kv.shape();
-    let group = query.len() / (shape.heads * shape.key_length).max(1);
+    let (key_length, value_length) = (shape.key_length.max(1), shape.value_length.max(1));
+    let group = (heads / shape.heads.max(1)).max(1);
     let factor = 1.0 / libm::sqrtf(shape.key_length as f32);
-    let queries = query.chunks_exact(shape.key_length.max(1));
-    let outputs = output.chunks_exact_mut(shape.value_length.max(1));
-    for (head, (query, output)) in queries.zip(outputs).enumerate() {
-        attend_head(kv, (layer, head / group.max(1)), length, query, factor, output);
-    }
+    let units = queries.len() / key_length;
+    let cost = length.saturating_mul(key_length + value_length);
+    let split = Split::new(parallel, units, 1, cost);
+    let mut chunks = outputs.chunks_mut(split.each.saturating_mul(value_length));
+    let parts: [SpinMutex<&mut [f32]>; MAX_PIECES] =
+        core::array::from_fn(|_| SpinMutex::new(chunks.next().unwrap_or_default()));
+    split.run(parallel, &|piece, range| {
+        let Some(mut part) = parts.get(piece).map(SpinMutex::lock) else { return };
+        let queries = queries.chunks_exact(key_length).skip(range.start);
+        let outputs = part.chunks_exact_mut(value_length);
+        for ((unit, query), output) in range.zip(queries).zip(outputs) {
+            let (token, head) = (unit / heads.max(1), unit % heads.max(1));
+            attend_head(kv, (layer, head / group), length + token, query, factor, output);
+        }
+    });
 }
 
 fn attend_head(

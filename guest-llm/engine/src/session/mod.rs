@@ -9,10 +9,10 @@ mod rope;
 mod scratch;
 
 use crate::budget::Budget;
-use crate::kernels::{add_assign, matmul, rms_norm, rope_rotate, silu_mul};
+use crate::kernels::{Workers, add_assign, matmul, rms_norm, rope_rotate, silu_mul};
 use crate::kv::{KvCache, KvShape};
 use crate::model::{Hyperparameters, Layer};
-use crate::{Error, Flow, KvFormat, Model, Result, TokenId};
+use crate::{Error, Flow, KvFormat, Model, Parallel, Result, Serial, TokenId};
 use rope::Rope;
 use scratch::Scratch;
 
@@ -25,17 +25,21 @@ pub struct SessionConfig {
     pub batch: usize,
     /// How keys and values are stored.
     pub kv: KvFormat,
+    /// Threads that [`Session::share_work`] may bring, for each of which there is scratch memory; at least 1.
+    pub threads: usize,
     /// Most bytes that the session may allocate.
     pub memory_limit: usize,
 }
 
 impl SessionConfig {
-    /// Returns defaults for `model`: its context length, at most 4096; batches of 32; F16; no memory limit.
+    /// Returns defaults for `model`: its context length, at most 4096; batches of 32; F16; one thread; no
+    /// memory limit.
     pub fn for_model(model: &Model<'_>) -> Self {
         SessionConfig {
             context: model.context_length().min(4096),
             batch: 32,
             kv: KvFormat::F16,
+            threads: 1,
             memory_limit: usize::MAX,
         }
     }
@@ -49,6 +53,9 @@ impl SessionConfig {
         if self.batch == 0 {
             return Err(Error::Parameter { name: "batch", fault: "zero" });
         }
+        if self.threads == 0 {
+            return Err(Error::Parameter { name: "threads", fault: "zero" });
+        }
         Ok(SessionConfig { batch: self.batch.min(self.context), ..self.clone() })
     }
 }
@@ -61,6 +68,7 @@ pub struct Session<'m> {
     kv: KvCache,
     rope: Rope,
     scratch: Scratch,
+    parallel: &'m dyn Parallel,
     position: usize,
 }
 
@@ -74,7 +82,7 @@ impl<'m> Session<'m> {
         let config = config.checked(model)?;
         let h = model.hyperparameters();
         let kv = KvCache::required_bytes(&kv_shape(h, config.kv), config.context);
-        let scratch = Scratch::required_bytes(model, config.batch);
+        let scratch = Scratch::required_bytes(model, config.batch, config.threads);
         kv.zip(scratch)
             .and_then(|(kv, scratch)| {
                 kv.checked_add(scratch)?.checked_add(Rope::required_bytes(h, config.batch)?)
@@ -98,10 +106,16 @@ impl<'m> Session<'m> {
             model,
             kv: KvCache::new(kv_shape(h, config.kv), config.context, &mut budget)?,
             rope: Rope::new(h, model.weights().rope_factors, config.batch, &mut budget)?,
-            scratch: Scratch::new(model, config.batch, &mut budget)?,
+            scratch: Scratch::new(model, config.batch, config.threads, &mut budget)?,
+            parallel: &Serial,
             position: 0,
             config,
         })
+    }
+
+    /// Shares work with threads from here on, if they are no more than [`SessionConfig::threads`]. They change no result.
+    pub fn share_work(&mut self, parallel: &'m dyn Parallel) {
+        self.parallel = if parallel.width() <= self.config.threads { parallel } else { &Serial };
     }
 
     /// The model it runs.
@@ -201,6 +215,7 @@ impl<'m> Session<'m> {
     fn attend(&mut self, index: usize, layer: &Layer<'_>, count: usize, first: usize) {
         let h = self.model.hyperparameters();
         let s = &mut self.scratch;
+        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
         let width = h.embedding_length;
         normalise(&s.state, layer.attention_norm, h, 0..count, &mut s.normed);
         let input =
@@ -208,9 +223,9 @@ impl<'m> Session<'m> {
         let keys = &mut s.keys[..count * h.keys_length()];
         let values = &mut s.values[..count * h.values_length()];
         let queries = &mut s.queries[..(count - first) * h.query_length()];
-        matmul(&layer.key, &input, &mut s.rows, keys);
-        matmul(&layer.value, &input, &mut s.rows, values);
-        matmul(&layer.query, &input.skip(first), &mut s.rows, queries);
+        matmul(&layer.key, &input, &workers, keys);
+        matmul(&layer.value, &input, &workers, values);
+        matmul(&layer.query, &input.skip(first), &workers, queries);
 
         let rotations = self.rope.rotations();
         let keys = keys.chunks_exact_mut(h.keys_length());
@@ -219,18 +234,19 @@ impl<'m> Session<'m> {
             rope_rotate(keys, h.key_length, rotation);
             self.kv.store(index, self.position + i, keys, values);
         }
-        let queries = queries.chunks_exact_mut(h.query_length());
-        let outputs = s.attended.chunks_exact_mut(h.attention_length());
         let rotations = self.rope.rotations().skip(first);
-        for (i, ((query, output), rotation)) in queries.zip(outputs).zip(rotations).enumerate() {
+        for (query, rotation) in queries.chunks_exact_mut(h.query_length()).zip(rotations) {
             rope_rotate(query, h.key_length, rotation);
-            attention::attend(&self.kv, index, self.position + first + i + 1, query, output);
         }
+        let length = self.position + first + 1;
+        let outputs = &mut s.attended[..(count - first) * h.attention_length()];
+        let heads = h.query_length() / h.key_length.max(1);
+        attention::attend(&self.kv, index, length, queries, outputs, heads, self.parallel);
 
         let attended = &s.attended[..(count - first) * h.attention_length()];
         let input = s.input.prepare(attended, h.attention_length(), &[&layer.attention_output]);
         let output = &mut s.normed[..(count - first) * width];
-        matmul(&layer.attention_output, &input, &mut s.rows, output);
+        matmul(&layer.attention_output, &input, &workers, output);
         add_assign(&mut s.state[first * width..count * width], output);
     }
 
@@ -238,18 +254,19 @@ impl<'m> Session<'m> {
     fn feed_forward(&mut self, layer: &Layer<'_>, first: usize, count: usize) {
         let h = self.model.hyperparameters();
         let s = &mut self.scratch;
+        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
         let width = h.embedding_length;
         let tokens = count - first;
         normalise(&s.state, layer.feed_forward_norm, h, first..count, &mut s.normed);
         let input = s.input.prepare(&s.normed[..tokens * width], width, &[&layer.gate, &layer.up]);
         let gate = &mut s.gate[..tokens * h.feed_forward_length];
         let up = &mut s.up[..tokens * h.feed_forward_length];
-        matmul(&layer.gate, &input, &mut s.rows, gate);
-        matmul(&layer.up, &input, &mut s.rows, up);
+        matmul(&layer.gate, &input, &workers, gate);
+        matmul(&layer.up, &input, &workers, up);
         silu_mul(gate, up);
         let input = s.input.prepare(gate, h.feed_forward_length, &[&layer.down]);
         let output = &mut s.normed[..tokens * width];
-        matmul(&layer.down, &input, &mut s.rows, output);
+        matmul(&layer.down, &input, &workers, output);
         add_assign(&mut s.state[first * width..count * width], output);
     }
 
@@ -258,10 +275,11 @@ impl<'m> Session<'m> {
         let h = self.model.hyperparameters();
         let weights = self.model.weights();
         let s = &mut self.scratch;
+        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
         let width = h.embedding_length;
         normalise(&s.state, weights.output_norm, h, count - 1..count, &mut s.normed);
         let input = s.input.prepare(&s.normed[..width], width, &[&weights.output]);
-        matmul(&weights.output, &input, &mut s.rows, &mut s.logits);
+        matmul(&weights.output, &input, &workers, &mut s.logits);
     }
 }
 

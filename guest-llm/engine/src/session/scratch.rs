@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use spin::mutex::SpinMutex;
+
 use crate::budget::Budget;
 use crate::kernels::{InputBuffer, RowScratch};
 use crate::{Model, Result};
@@ -20,7 +22,8 @@ pub struct Scratch {
     pub gate: Vec<f32>,
     pub up: Vec<f32>,
     pub input: InputBuffer,
-    pub rows: RowScratch,
+    /// One for each thread.
+    pub rows: Vec<SpinMutex<RowScratch>>,
     /// Of the last token only.
     pub logits: Vec<f32>,
 }
@@ -36,20 +39,28 @@ fn lengths(model: &Model<'_>) -> ([usize; 8], usize) {
 
 impl Scratch {
     /// Bytes that [`Scratch::new`] allocates.
-    pub fn required_bytes(model: &Model<'_>, batch: usize) -> Option<usize> {
+    pub fn required_bytes(model: &Model<'_>, batch: usize, threads: usize) -> Option<usize> {
         let (per_token, longest) = lengths(model);
         let floats = per_token.iter().sum::<usize>().checked_mul(batch)?;
         floats
             .checked_add(model.tokenizer().token_count())?
             .checked_mul(size_of::<f32>())?
             .checked_add(InputBuffer::required_bytes(longest.checked_mul(batch)?))?
-            .checked_add(RowScratch::required_bytes(longest))
+            .checked_add(
+                RowScratch::required_bytes(longest)
+                    .checked_add(size_of::<SpinMutex<RowScratch>>())?
+                    .checked_mul(threads)?,
+            )
     }
 
-    /// Allocates for batches of `batch` tokens.
-    pub fn new(model: &Model<'_>, batch: usize, budget: &mut Budget) -> Result<Self> {
+    /// Allocates for batches of `batch` tokens and so many threads.
+    pub fn new(model: &Model<'_>, batch: usize, threads: usize, budget: &mut Budget) -> Result<Self> {
         let (per_token, longest) = lengths(model);
         let [state, normed, queries, keys, values, attended, gate, up] = per_token;
+        let mut scratch = budget.reserve(threads)?;
+        for _ in 0..threads {
+            scratch.push(SpinMutex::new(RowScratch::new(longest, budget)?));
+        }
         let mut rows = |length: usize| budget.filled(0.0, length * batch);
         Ok(Scratch {
             state: rows(state)?,
@@ -61,7 +72,7 @@ impl Scratch {
             gate: rows(gate)?,
             up: rows(up)?,
             input: InputBuffer::new(longest * batch, budget)?,
-            rows: RowScratch::new(longest, budget)?,
+            rows: scratch,
             logits: budget.filled(0.0, model.tokenizer().token_count())?,
         })
     }
