@@ -2,7 +2,8 @@
 //!
 //! [`serve`](mod@serve) is the product: the session between the host and the inference engine, free of unsafe code and of
 //! anything that needs the CPU, and tested on the development machine. [`layout`] says where things lie. The rest exists in
-//! the images only (`target_os = "none"`): start-up and tables in [`arch`], calls in `ffa`, given pages in `memory`.
+//! the images only (`target_os = "none"`): start-up and tables in [`arch`], calls in `ffa`, given pages in `memory`, vCPUs
+//! in `vcpu`. [`pool`] shares work between vCPUs, and is tested with threads.
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;
@@ -13,7 +14,10 @@ pub mod ffa;
 pub mod layout;
 #[cfg(target_os = "none")]
 pub mod memory;
+pub mod pool;
 pub mod serve;
+#[cfg(target_os = "none")]
+pub mod vcpu;
 
 pub use hyp_abi as abi;
 

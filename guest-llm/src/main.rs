@@ -4,10 +4,12 @@
 
 #[cfg(target_os = "none")]
 mod image {
+    use flexserve_engine::Parallel;
+    use guest_llm::layout::VCPU_COUNT;
     use guest_llm::serve::{End, Platform, serve};
-    use guest_llm::{arch, ffa, memory};
+    use guest_llm::{arch, ffa, memory, vcpu};
 
-    guest_llm::partition!(*b"guest-llm\0\0\0\0\0\0\0", main, secondary);
+    guest_llm::partition!(*b"guest-llm\0\0\0\0\0\0\0", main, vcpu::serve);
 
     /// The hypervisor and the allocator.
     struct Hypervisor;
@@ -18,7 +20,7 @@ mod image {
         }
 
         fn wait(&self) {
-            ffa::wait_for_message();
+            vcpu::wait_for_message();
         }
 
         fn ticks(&self) -> u64 {
@@ -32,10 +34,18 @@ mod image {
         fn heap_free(&self) -> usize {
             memory::heap_free()
         }
-    }
 
-    fn secondary(_: usize) -> ! {
-        ffa::stop_vcpu()
+        fn grow(&self) {
+            memory::grow();
+        }
+
+        fn parallel(&self) -> &'static dyn Parallel {
+            &vcpu::POOL
+        }
+
+        fn threads(&self) -> usize {
+            VCPU_COUNT
+        }
     }
 
     fn main(_: u64, _: u64) -> ! {
@@ -44,6 +54,7 @@ mod image {
             ffa::exit(End::NO_SESSION);
         };
         memory.heap.start_allocator();
+        vcpu::start_others();
         ffa::exit(serve(memory.session, memory.model, start, &Hypervisor).exit_code())
     }
 }

@@ -1,6 +1,7 @@
 //! The partition's memory: heap, model file and session pages, as far as the host gave them.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error;
@@ -10,8 +11,12 @@ use hyp_abi::session::{SESSION_PAGES, Session};
 use crate::ffa::{self, Status};
 use crate::layout::{HEAP_MAX, MODEL_MAX, region};
 
-/// One CPU and no interrupts: the lock is never contended.
+/// Every vCPU may allocate, though those that help with a job do not. The lock is held for short, without interrupts; the
+/// host may stop its holder, and then delays the others.
 type Heap = talc::TalcLock<spin::Mutex<()>, talc::source::Manual>;
+
+/// Where the allocator's heap ends; null before it starts. Changes under its lock.
+static END: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
 
 #[global_allocator]
 static HEAP: Heap = Heap::new(talc::source::Manual);
@@ -75,7 +80,8 @@ impl HeapRegion {
     /// Hands the region to the allocator. If it is too small for that, every allocation fails.
     pub fn start_allocator(self) {
         // SAFETY: `self` is the only right to use the region.
-        let _ = unsafe { HEAP.lock().claim(layout::HEAP as *mut u8, self.bytes) };
+        let end = unsafe { HEAP.lock().claim(layout::HEAP as *mut u8, self.bytes) };
+        END.store(end.map_or(core::ptr::null_mut(), NonNull::as_ptr), Ordering::Release);
     }
 
     /// Hands the region to the caller as it is.
@@ -83,6 +89,20 @@ impl HeapRegion {
         // SAFETY: `self` is the only right to use the region, which was given zeroed and is aligned to pages. A page that
         // the host left out ends the partition when it is touched.
         unsafe { core::slice::from_raw_parts_mut(layout::HEAP as *mut u64, self.bytes / size_of::<u64>()) }
+    }
+}
+
+/// Takes the pages of the heap region that the host gave since the last look. It may leave holes: touching one ends the
+/// partition.
+pub fn grow() {
+    let Ok(bytes) = given(region::HEAP, layout::HEAP, HEAP_MAX, kind::ZERO) else { return };
+    let mut heap = HEAP.lock();
+    let Some(end) = NonNull::new(END.load(Ordering::Acquire)) else { return };
+    let new_end = (layout::HEAP as *mut u8).wrapping_add(bytes);
+    if new_end > end.as_ptr() {
+        // SAFETY: `end` is the heap's, kept under the lock; the pages behind it were given since, and nobody else uses the
+        // region.
+        END.store(unsafe { heap.extend(end, new_end) }.as_ptr(), Ordering::Release);
     }
 }
 

@@ -26,7 +26,7 @@ pub const MODEL: &[u8; 8] = b"a model.";
 /// XORed with both words of a pattern: the host never has the pattern in clear.
 const COMPLEMENT: u64 = u64::MAX;
 /// Entries that a partition may come out of without having said what it owes.
-const PATIENCE: u32 = 1000;
+const PATIENCE: u32 = 100_000;
 
 /// Why a vCPU came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,8 +55,9 @@ impl Split {
         match units.div_ceil(each) {
             0 => {}
             1 => work(0, 0..units),
-            count => parallel
-                .run(count, &|piece| work(piece, piece * each..piece.saturating_add(1).saturating_mul(each).min(units))),
+            count => parallel.run(count, &|piece| {
+                work(piece, piece * each..piece.saturating_add(1).saturating_mul(each).min(units))
+            }),
         }
     }
 }
@@ -129,7 +130,9 @@ mod tests {
     #[test]
     fn every_unit_is_done_once() {
         for units in [0, 1, 3, 4, 5, 63, 64, 1000, 4097] {
-            for (width, grain, cost) in [(1, 4, 1 << 20), (2, 1, 1 << 16), (3, 4, 1 << 20), (8, 4, 1 << 30), (8, 4, 1)] {
+            for (width, grain, cost) in
+                [(1, 4, 1 << 20), (2, 1, 1 << 16), (3, 4, 1 << 20), (8, 4, 1 << 30), (8, 4, 1)]
+            {
                 let done: Vec<AtomicU32> = (0..units).map(|_| AtomicU32::new(0)).collect();
                 Split::new(&Wide(width), units, grain, cost).run(&Wide(width), &|piece, range| {
                     assert!(piece < MAX_PIECES && range.start % grain == 0);

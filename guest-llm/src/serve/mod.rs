@@ -16,7 +16,8 @@ use core::fmt::Write;
 
 use arrayvec::ArrayString;
 use flexserve_engine::{
-    self as engine, Event, Flow, Limits, Model, Sampling, SessionConfig, StopReason, generate,
+    self as engine, Event, Flow, Limits, Model, Parallel, Sampling, Serial, SessionConfig, StopReason,
+    generate,
 };
 use hyp_abi::session::{
     Done, Failure, MAGIC, MAX_FRAME, REQUEST_RAW, Ready, Request, Ring, RingError, Session, failure, frame,
@@ -35,6 +36,16 @@ pub trait Platform {
     fn heap_used(&self) -> usize;
     /// Bytes of the heap that are free.
     fn heap_free(&self) -> usize;
+    /// Takes the memory that the host gave since the last look.
+    fn grow(&self) {}
+    /// The threads that share the engine's work.
+    fn parallel(&self) -> &'static dyn Parallel {
+        &Serial
+    }
+    /// The most threads that these will ever be.
+    fn threads(&self) -> usize {
+        1
+    }
 }
 
 /// How a session ended.
@@ -174,6 +185,7 @@ impl<'m> Context<'m> {
         length: u32,
         platform: &impl Platform,
     ) -> Result<&mut engine::Session<'m>, Refusal> {
+        platform.grow();
         let kept = self.session.take_if(|(kept, _)| *kept == length);
         // Drops another length's session before memory for this one is counted.
         self.session = None;
@@ -185,7 +197,10 @@ impl<'m> Context<'m> {
                     config.context = length as usize;
                 }
                 config.memory_limit = platform.heap_free().saturating_sub(RESERVE);
-                engine::Session::new(self.model, &config)?
+                config.threads = platform.threads();
+                let mut session = engine::Session::new(self.model, &config)?;
+                session.share_work(platform.parallel());
+                session
             }
         };
         Ok(&mut self.session.insert((length, session)).1)
