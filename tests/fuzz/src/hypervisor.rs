@@ -75,6 +75,10 @@ impl Platform for Fake {
     }
     fn reset_vcpu(&mut self, _: Slot, _: usize, _: u64, _: u64) {}
     fn kick(&mut self, _: usize) {}
+    fn signal_host(&mut self) {}
+    fn timer_deadline(&self, slot: Slot, _: usize) -> Option<u64> {
+        (slot.index() == 0).then_some(1000)
+    }
 }
 
 struct World {
@@ -161,9 +165,11 @@ impl World {
 
     fn exit(&mut self, index: usize, exit: Exit, mut guest: [u64; 18]) {
         let (slot, vcpu) = self.inside[index];
+        self.hypervisor.return_pending(slot, vcpu, guest[17] as u32);
         let next = self.hypervisor.vcpu_exit(&mut self.fake, slot, vcpu, exit, &mut guest, &mut [0; 18]);
-        if next == Next::Host {
-            self.inside.swap_remove(index);
+        match next {
+            Next::Host => drop(self.inside.swap_remove(index)),
+            Next::Resume => drop(self.hypervisor.take_pending(slot, vcpu)),
         }
     }
 
@@ -226,6 +232,8 @@ impl World {
                     },
                     3 => Exit::WaitForInterrupt { deadline: input.arbitrary()? },
                     4 => Exit::Interrupt,
+                    5 => Exit::Sgi { value: input.arbitrary()? },
+                    6 => Exit::Kick,
                     _ => Exit::Call,
                 };
                 self.exit(index, exit, words);
