@@ -1,5 +1,7 @@
 //! FF-A 1.2 function identifiers, error codes and fixed endpoint numbers (Arm DEN0077A).
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// FFA_ERROR (32-bit); w2 holds the error code.
 pub const ERROR: u32 = 0x8400_0060;
 /// FFA_SUCCESS (32-bit).
@@ -38,8 +40,108 @@ pub const MSG_SEND_DIRECT_REQ_64: u32 = 0xC400_006F;
 pub const MSG_SEND_DIRECT_RESP_32: u32 = 0x8400_0070;
 /// FFA_MSG_SEND_DIRECT_RESP (64-bit).
 pub const MSG_SEND_DIRECT_RESP_64: u32 = 0xC400_0070;
+/// FFA_NOTIFICATION_BITMAP_CREATE.
+pub const NOTIFICATION_BITMAP_CREATE: u32 = 0x8400_007D;
+/// FFA_NOTIFICATION_BITMAP_DESTROY.
+pub const NOTIFICATION_BITMAP_DESTROY: u32 = 0x8400_007E;
+/// FFA_NOTIFICATION_BIND.
+pub const NOTIFICATION_BIND: u32 = 0x8400_007F;
+/// FFA_NOTIFICATION_UNBIND.
+pub const NOTIFICATION_UNBIND: u32 = 0x8400_0080;
+/// FFA_NOTIFICATION_SET.
+pub const NOTIFICATION_SET: u32 = 0x8400_0081;
+/// FFA_NOTIFICATION_GET.
+pub const NOTIFICATION_GET: u32 = 0x8400_0082;
+/// FFA_NOTIFICATION_INFO_GET (32-bit).
+pub const NOTIFICATION_INFO_GET_32: u32 = 0x8400_0083;
+/// FFA_NOTIFICATION_INFO_GET (64-bit).
+pub const NOTIFICATION_INFO_GET_64: u32 = 0xC400_0083;
+/// FFA_RX_ACQUIRE.
+pub const RX_ACQUIRE: u32 = 0x8400_0084;
 /// FFA_SPM_ID_GET.
 pub const SPM_ID_GET: u32 = 0x8400_0085;
+/// FFA_MSG_SEND2: an indirect message, with a [`MessageHeader`] in TX.
+pub const MSG_SEND2: u32 = 0x8400_0086;
+/// FFA_CONSOLE_LOG (32-bit): up to [`CONSOLE_LOG_32_SIZE`] characters in w2-w7. FF-A 1.2.
+pub const CONSOLE_LOG_32: u32 = 0x8400_008A;
+/// FFA_CONSOLE_LOG (64-bit): up to [`CONSOLE_LOG_64_SIZE`] characters in x2-x17. FF-A 1.2.
+pub const CONSOLE_LOG_64: u32 = 0xC400_008A;
+/// FFA_PARTITION_INFO_GET_REGS. FF-A 1.2.
+pub const PARTITION_INFO_GET_REGS: u32 = 0xC400_008B;
+/// FFA_MSG_SEND_DIRECT_REQ2: x2, x3 = UUID of the service that is meant, x4-x17 = message. FF-A 1.2.
+pub const MSG_SEND_DIRECT_REQ2: u32 = 0xC400_008D;
+/// FFA_MSG_SEND_DIRECT_RESP2: x4-x17 = message. FF-A 1.2.
+pub const MSG_SEND_DIRECT_RESP2: u32 = 0xC400_008E;
+
+/// FFA_FEATURES: notification pending interrupt, of partitions.
+pub const FEATURE_NPI: u32 = 1;
+/// FFA_FEATURES: schedule receiver interrupt, of the host.
+pub const FEATURE_SRI: u32 = 2;
+/// FFA_FEATURES: managed exit interrupt.
+pub const FEATURE_ME: u32 = 3;
+/// The virtual interrupt that tells a partition's vCPU 0 of notifications.
+pub const NPI: u32 = 8;
+/// The SGI that asks the host to run who has notifications: a hint that may be lost.
+pub const SRI: u32 = 8;
+
+/// Notification flag (SET): the receiver need not be scheduled at once.
+pub const NOTIFICATION_DELAY_SRI: u32 = 1 << 1;
+/// MSG_SEND2 flag: as [`NOTIFICATION_DELAY_SRI`].
+pub const SEND2_DELAY_SRI: u32 = 1 << 1;
+/// MSG_WAIT flag: the caller keeps its RX buffer. FF-A 1.2.
+pub const MSG_WAIT_RETAIN_RX: u32 = 1;
+/// NOTIFICATION_GET flag: those that partitions set.
+pub const NOTIFICATIONS_FROM_PARTITIONS: u32 = 1;
+/// NOTIFICATION_GET flag: those that the host set.
+pub const NOTIFICATIONS_FROM_HOST: u32 = 1 << 1;
+/// NOTIFICATION_GET flag: those of the SPMC itself.
+pub const NOTIFICATIONS_FRAMEWORK: u32 = 1 << 2;
+/// Framework notification: there is a message in RX.
+pub const RX_BUFFER_FULL: u32 = 1;
+
+/// Characters of a 32-bit CONSOLE_LOG.
+pub const CONSOLE_LOG_32_SIZE: usize = 24;
+/// Characters of a 64-bit CONSOLE_LOG.
+pub const CONSOLE_LOG_64_SIZE: usize = 128;
+
+/// Properties of a partition: it receives direct requests.
+pub const RECEIVES_DIRECT_REQUESTS: u32 = 1;
+/// It sends direct requests.
+pub const SENDS_DIRECT_REQUESTS: u32 = 1 << 1;
+/// It sends and receives indirect messages.
+pub const INDIRECT_MESSAGES: u32 = 1 << 2;
+/// It receives notifications.
+pub const RECEIVES_NOTIFICATIONS: u32 = 1 << 3;
+/// It runs in AArch64 state.
+pub const AARCH64: u32 = 1 << 8;
+/// It receives direct requests of the second kind. FF-A 1.2.
+pub const RECEIVES_DIRECT_REQUESTS_2: u32 = 1 << 9;
+/// It sends direct requests of the second kind. FF-A 1.2.
+pub const SENDS_DIRECT_REQUESTS_2: u32 = 1 << 10;
+
+/// Header of an indirect message (DEN0077A table 7.3). Senders and receivers of version 1.1 know the first
+/// [`MESSAGE_HEADER_SIZE_1_1`] bytes of it only. 40 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MessageHeader {
+    /// Must be 0.
+    pub flags: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Offset of the payload from the start of the buffer, past the header.
+    pub offset: u32,
+    /// Sender << 16 | receiver.
+    pub route: u32,
+    /// Bytes of the payload.
+    pub size: u32,
+    /// Must be 0.
+    pub reserved_2: u32,
+    /// The receiver's service that is meant; nil: any.
+    pub uuid: [u8; 16],
+}
+const _: () = assert!(size_of::<MessageHeader>() == 40);
+/// Bytes of a message's header in version 1.1.
+pub const MESSAGE_HEADER_SIZE_1_1: usize = 20;
 
 /// Version 1.2 as FFA_VERSION encodes it.
 pub const VERSION_1_2: u32 = 0x0001_0002;

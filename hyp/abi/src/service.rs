@@ -6,6 +6,9 @@
 //! pages to give with [`op::TABLES_GIVE`] before the call is repeated. On other errors x4 says what offended: a
 //! physical address, an IPA, a region index, a partition id, or 0.
 //!
+//! The same as FFA_MSG_SEND_DIRECT_REQ2: x2, x3 = [`crate::ffa::SERVICE_UUID`] or nil, x4 = operation, x5-x8 =
+//! arguments; FFA_MSG_SEND_DIRECT_RESP2: x4 = status, x5-x8 = results, x9-x17 = 0.
+//!
 //! Lists travel in the caller's TX buffer as an array of [`PageRange`]; the hypervisor copies it once. Results that
 //! do not fit registers are written to the caller's RX buffer, which stays owned by the caller until
 //! FFA_RX_RELEASE; a call that would overwrite it meanwhile answers BUSY.
@@ -26,6 +29,9 @@ pub const MEASUREMENT_SIZE: usize = 48;
 pub const MAX_PARTITIONS: usize = 16;
 /// Most vCPUs of a partition.
 pub const MAX_VCPUS: usize = 8;
+
+/// Bytes of a partition's log that are kept.
+pub const LOG_SIZE: usize = 4096;
 
 /// Operation numbers (x3 of the request).
 pub mod op {
@@ -68,6 +74,10 @@ pub mod op {
     pub const EXIT: u64 = 0x23;
     /// Partition. Reports a panic: x4 = hash of the source file's name, x5 = line. No text: it could hold secrets. Does not return.
     pub const PANIC: u64 = 0x24;
+
+    /// Host. Copies what a partition logged by FFA_CONSOLE_LOG to RX. x4 = partition id, x5 = position from which on, in
+    /// bytes since its creation; the log keeps the last [`super::LOG_SIZE`]. Result: x4 = bytes in RX, x5 = position of the first one.
+    pub const LOG: u64 = 0x30;
 
     /// Fault-knob images only. x4 = knob number, x5 = 0 off or 1 on.
     pub const KNOB: u64 = 0x7F00;

@@ -156,6 +156,12 @@ pub mod probe {
     /// not zero (a bit each), `values[1]` = SIMD registers that were not zero.
     pub const BOOT_STATE: u32 = 0x20F;
 
+    /// Host to partition: an FF-A call with x0-x3 = `args`, and x4, x5 = the pattern, if there is one. Result: status = the
+    /// code of FFA_ERROR; `values[0]` = x0, `values[1..]` = w2 and w3, w4 and w5, w6 and w7 in one word each. While it waits for
+    /// commands the probe answers direct requests with their payload inverted.
+    pub const FFA_CALL: u32 = 0x230;
+    /// Host to partition: logs the 16 bytes of the pattern as they are, and a line feed, by FFA_CONSOLE_LOG. Result: status.
+    pub const LOG: u32 = 0x231;
     /// Host to partition: has vCPU `args[0]`, which may be any number, turned on for task `args[1]` of [`task`] with
     /// argument `args[2]`. Result: `values[0]` = what PSCI CPU_ON returned.
     pub const CREW_START: u32 = 0x240;

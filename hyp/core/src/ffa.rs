@@ -1,28 +1,22 @@
 //! FF-A 1.2 (Arm DEN0077A) at the host's instance, and what both instances share.
 
+use crate::discovery::{features, is_of_1_2};
+use crate::message::{Endpoint, is_for};
 use crate::partition::{self, Partition, State, Vcpu};
 use crate::{Hypervisor, Mailbox, Outcome, Platform, knob, service};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error::{ABORTED, BUSY, DENIED, INVALID_PARAMETERS, NOT_SUPPORTED};
 use hyp_abi::ffa::{
-    ERROR, FEATURES, HOST_ID, ID_GET, INTERRUPT, MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ_64, MSG_WAIT,
-    PARTITION_INFO_GET, PARTITION_UUID, RUN, RX_RELEASE, RXTX_MAP_32, RXTX_MAP_64, RXTX_UNMAP, SERVICE_ID,
-    SERVICE_UUID, SPM_ID_GET, SPMC_ID, SUCCESS_32, SUCCESS_64, VERSION, VERSION_1_1, VERSION_1_2, YIELD,
+    CONSOLE_LOG_32, CONSOLE_LOG_64, ERROR, FEATURES, HOST_ID, ID_GET, MSG_SEND_DIRECT_REQ_32,
+    MSG_SEND_DIRECT_REQ_64, MSG_SEND_DIRECT_REQ2, MSG_SEND2, MSG_WAIT, PARTITION_INFO_GET,
+    PARTITION_INFO_GET_REGS, RUN, RX_ACQUIRE, RX_RELEASE, RXTX_MAP_32, RXTX_MAP_64, RXTX_UNMAP, SERVICE_ID,
+    SERVICE_UUID, SPM_ID_GET, SPMC_ID, SUCCESS_32, VERSION, VERSION_1_1, VERSION_1_2,
 };
 use hyp_abi::service::{MAX_VCPUS, run_exit};
 use stage2::Pa;
 
 /// x0-x7 of an answer.
 pub(crate) type Answer = [u64; 8];
-
-/// Bytes of a partition information descriptor of FF-A 1.1 and later.
-const DESCRIPTOR_SIZE: usize = 24;
-/// Descriptor properties: runs in AArch64.
-const AARCH64: u32 = 1 << 8;
-/// Descriptor properties: can receive direct requests.
-const RECEIVES_DIRECT_REQUESTS: u32 = 1;
-/// PARTITION_INFO_GET flag: only the count.
-const COUNT_ONLY: u64 = 1;
 
 /// Whether a function identifier is in FF-A's range, whose refusals are FFA_ERROR.
 pub(crate) fn is_ffa(function: u32) -> bool {
@@ -77,37 +71,34 @@ impl Negotiation {
         [VERSION_1_2 as u64, 0, 0, 0, 0, 0, 0, 0]
     }
 
+    /// The version.
+    pub(crate) fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Whether the endpoint does not have this function.
+    pub(crate) fn hides(&self, function: u32) -> bool {
+        is_of_1_2(function) && self.version < VERSION_1_2
+    }
+
     /// Any other call: the version stays.
     pub(crate) fn fix(&mut self) {
         self.fixed = true;
     }
 }
 
-/// FFA_FEATURES: w2 and w3 for a function that the caller can call or gets as an answer; feature ids are not supported.
-pub(crate) fn features(function: u32, is_host: bool) -> Answer {
-    match function {
-        ERROR
-        | SUCCESS_32
-        | SUCCESS_64
-        | VERSION
-        | FEATURES
-        | ID_GET
-        | SPM_ID_GET
-        | MSG_SEND_DIRECT_REQ_32
-        | MSG_SEND_DIRECT_REQ_64
-        | MSG_WAIT
-        | YIELD => success(0, 0),
-        // Smallest size and alignment 4 KiB (bits 1:0), and most pages 1 (bits 31:16).
-        RXTX_MAP_32 | RXTX_MAP_64 if is_host => success(1 << 16, 0),
-        INTERRUPT | RX_RELEASE | RXTX_UNMAP | PARTITION_INFO_GET | RUN if is_host => success(0, 0),
-        _ => failure(NOT_SUPPORTED),
+/// A direct request to the vendor service: operation and arguments; none if its route, its flags or its UUID are not for
+/// the service. Framework messages (bit 31 of w2) are for the SPMC.
+pub(crate) fn service_request(function: u32, sender: u16, regs: &[u64; 18]) -> Option<(u64, [u64; 4])> {
+    let args = arguments(function, regs);
+    let [_, route, second, third, a, b, c, d] = args;
+    if route != u64::from(sender) << 16 | u64::from(SERVICE_ID) {
+        return None;
     }
-}
-
-/// Checks the route of a direct request to the vendor service; framework messages (bit 31 of w2) are for the SPMC.
-pub(crate) fn is_service_request(args: &[u64; 8], sender: u16) -> bool {
-    let [_, route, flags, ..] = *args;
-    route == u64::from(sender) << 16 | u64::from(SERVICE_ID) && flags == 0
+    if function == MSG_SEND_DIRECT_REQ2 {
+        return is_for(second, third, &SERVICE_UUID).then_some((a, [b, c, d, regs[8]]));
+    }
+    (second == 0).then_some((third, [a, b, c, d]))
 }
 
 /// The FFA_RUN answer that a partition ended, as [`hyp_abi::service::run_exit`] says.
@@ -139,34 +130,36 @@ impl Hypervisor {
         if function != VERSION {
             self.version.fix();
         }
-        let [_, first, second, third, fourth, fifth, sixth, seventh] = args;
+        let [_, first, second, third, ..] = args;
         let answer = match function {
+            _ if self.version.hides(function) => failure(NOT_SUPPORTED),
             VERSION => self.version.negotiate(first as u32),
-            FEATURES => features(first as u32, true),
             ID_GET => success(HOST_ID.into(), 0),
-            SPM_ID_GET => success(SPMC_ID.into(), 0),
             RXTX_MAP_32 | RXTX_MAP_64 => self.rxtx_map(platform, first, second, third),
             RXTX_UNMAP => self.rxtx_unmap(first),
             RX_RELEASE => self.rx_release(first),
-            PARTITION_INFO_GET => {
-                self.partition_info_get(platform, [first, second, third, fourth].map(|w| w as u32), fifth)
-            }
-            MSG_SEND_DIRECT_REQ_32 | MSG_SEND_DIRECT_REQ_64 => {
-                if is_service_request(&args, HOST_ID) {
-                    let result = self.host_service(platform, third, [fourth, fifth, sixth, seventh]);
+            RX_ACQUIRE => self.rx_acquire(first).unwrap_or_else(failure),
+            MSG_SEND_DIRECT_REQ_32 | MSG_SEND_DIRECT_REQ_64 | MSG_SEND_DIRECT_REQ2 => {
+                if let Some((operation, arguments)) = service_request(function, HOST_ID, regs) {
+                    let result = self.host_service(platform, operation, arguments);
                     if let Err(refusal) = result {
                         self.count_refusal(refusal.code);
                     }
-                    service::respond(function, HOST_ID, result)
+                    service::respond(function, HOST_ID, result, regs)
                 } else {
-                    failure(INVALID_PARAMETERS)
+                    match self.direct_request(platform, cpu, function, regs) {
+                        Ok(enter) => return enter,
+                        Err(answer) => answer,
+                    }
                 }
             }
             RUN => match self.run(platform, cpu, first) {
                 Ok(enter) => return enter,
                 Err(answer) => answer,
             },
-            _ => failure(NOT_SUPPORTED),
+            _ => {
+                self.endpoint_call(platform, Endpoint::Host, function, regs).unwrap_or(failure(NOT_SUPPORTED))
+            }
         };
         let [status, _, code, ..] = answer;
         if status == u64::from(ERROR) {
@@ -176,6 +169,32 @@ impl Hypervisor {
         }
         put(regs, answer);
         Outcome::Return
+    }
+
+    /// Carries out what the host and partitions call alike: none if `function` is nothing of that kind.
+    pub(crate) fn endpoint_call(
+        &mut self,
+        platform: &mut impl Platform,
+        caller: Endpoint,
+        function: u32,
+        regs: &mut [u64; 18],
+    ) -> Option<Answer> {
+        let args = arguments(function, regs);
+        let [_, first, second, third, fourth, flags, ..] = args;
+        let result = match function {
+            FEATURES => Ok(features(first as u32, caller == Endpoint::Host, self.version_of(caller))),
+            SPM_ID_GET => Ok(success(SPMC_ID.into(), 0)),
+            PARTITION_INFO_GET => {
+                self.partition_info_get(platform, caller, [first, second, third, fourth], flags)
+            }
+            PARTITION_INFO_GET_REGS => self.partition_info_get_regs(caller, regs),
+            MSG_SEND2 => self.send2(platform, caller, first, second),
+            CONSOLE_LOG_32 | CONSOLE_LOG_64 => {
+                self.console_log(platform, caller, function, regs).map(|()| success(0, 0))
+            }
+            _ => self.notification_call(platform, caller, function, &args)?,
+        };
+        Some(result.unwrap_or_else(failure))
     }
 
     /// Counts errors that are the host's doing; BUSY, NO_MEMORY and the end of a partition are not.
@@ -228,47 +247,13 @@ impl Hypervisor {
         }
     }
 
-    /// Describes the vendor service and the partitions, all (nil UUID) or those of one UUID.
-    fn partition_info_get(&mut self, platform: &mut impl Platform, uuid: [u32; 4], flags: u64) -> Answer {
-        let wanted = (
-            uuid == [0; 4] || uuid == uuid_words(&SERVICE_UUID),
-            uuid == [0; 4] || uuid == uuid_words(&PARTITION_UUID),
-        );
-        if flags & !COUNT_ONLY != 0 || wanted == (false, false) {
-            return failure(INVALID_PARAMETERS);
-        }
-        let service = (SERVICE_ID, 1, AARCH64 | RECEIVES_DIRECT_REQUESTS, &SERVICE_UUID);
-        let partitions = self.partitions.iter().flatten().map(|partition| {
-            (partition.id(), partition.manifest.vcpu_count as u16, AARCH64, &PARTITION_UUID)
-        });
-        let found = Some(service)
-            .into_iter()
-            .filter(|_| wanted.0)
-            .chain(partitions.filter(|_| wanted.1))
-            .zip(self.buffer.chunks_exact_mut(DESCRIPTOR_SIZE));
-        let mut count = 0;
-        for ((id, vcpu_count, properties, uuid_of_it), descriptor) in found {
-            // The UUID is told only to who does not know it.
-            let told = if uuid == [0; 4] { *uuid_of_it } else { [0; 16] };
-            let fields = id.to_le_bytes().into_iter().chain(vcpu_count.to_le_bytes());
-            let bytes = fields.chain(properties.to_le_bytes()).chain(told);
-            descriptor.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
-            count += 1;
-        }
-        if flags & COUNT_ONLY != 0 {
-            return success(count as u64, 0);
-        }
-        match service::free_rx(&mut self.mailbox) {
-            Err(refusal) => return failure(refusal.code),
-            Ok(mailbox) => {
-                mailbox.deliver(platform, self.buffer.get(..count * DESCRIPTOR_SIZE).unwrap_or_default());
-            }
-        }
-        success(count as u64, DESCRIPTOR_SIZE as u64)
-    }
-
     /// Enters a vCPU of a running partition, or says why not.
-    fn run(&mut self, platform: &impl Platform, cpu: usize, target: u64) -> Result<Outcome, Answer> {
+    pub(crate) fn run(
+        &mut self,
+        platform: &impl Platform,
+        cpu: usize,
+        target: u64,
+    ) -> Result<Outcome, Answer> {
         let (id, vcpu) = (target >> 16, (target & 0xFFFF) as usize);
         let slot = partition::slot_of(id).ok_or(failure(INVALID_PARAMETERS))?;
         let partition = self.partitions.get_mut(slot.index()).and_then(Option::as_mut);
@@ -285,17 +270,9 @@ impl Hypervisor {
         if let Some(place) = partition.vcpus.get_mut(vcpu) {
             *place = Vcpu::Inside { cpu, since: platform.ticks() };
         }
+        partition.messages.resume(vcpu);
         partition.world_switches += 1;
         self.counters.world_switches += 1;
         Ok(Outcome::Enter { slot, vcpu })
     }
-}
-
-/// A UUID as it travels in four registers (Arm DEN0028: byte 0 in the low bits of the first).
-fn uuid_words(uuid: &[u8; 16]) -> [u32; 4] {
-    let mut words = [0; 4];
-    for (word, bytes) in words.iter_mut().zip(uuid.chunks_exact(4)) {
-        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
-    }
-    words
 }

@@ -2,13 +2,15 @@
 
 use crate::ffa::{self, Answer, success};
 use crate::knob::{self, Knobs};
-use crate::partition::{End, Partition, State, Vcpu};
+use crate::message::{self, Endpoint};
+use crate::partition::{self, End, Partition, State, Vcpu};
 use crate::service::{self, Refusal, Results};
 use crate::{Exit, Hypervisor, Next, Platform, manifest, psci};
 use hyp_abi::ffa::error::{DENIED, INVALID_PARAMETERS, NOT_SUPPORTED};
 use hyp_abi::ffa::{
-    FEATURES, ID_GET, INTERRUPT, MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ_64, MSG_WAIT, RUN, SPM_ID_GET,
-    SPMC_ID, VERSION, YIELD,
+    HOST_ID, ID_GET, INTERRUPT, MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ_64, MSG_SEND_DIRECT_REQ2,
+    MSG_SEND_DIRECT_RESP_32, MSG_SEND_DIRECT_RESP_64, MSG_SEND_DIRECT_RESP2, MSG_WAIT, MSG_WAIT_RETAIN_RX,
+    RX_RELEASE, RXTX_MAP_32, RXTX_MAP_64, RXTX_UNMAP, VERSION, VERSION_1_2, YIELD,
 };
 use hyp_abi::manifest::kind;
 use hyp_abi::service::{crash, op, run_exit};
@@ -20,6 +22,8 @@ enum Step {
     Resume,
     /// It comes out, stays runnable, and FFA_RUN answers this.
     Leave(Answer),
+    /// It comes out, waits for a message, and the host's call answers this; x8-x17 only if they carry something.
+    Respond([u64; 18]),
     /// It comes out and stays off until another vCPU turns it on.
     Off,
     /// Its partition ends.
@@ -46,8 +50,7 @@ impl Hypervisor {
         guest: &mut [u64; 18],
         host: &mut [u64; 18],
     ) -> Next {
-        let Self { partitions, memory, knobs, .. } = self;
-        let found = partitions.get_mut(slot.index()).and_then(Option::as_mut);
+        let found = self.partition_in(slot);
         let Some(partition) = found.filter(|partition| partition.is_vcpu_inside(vcpu)) else {
             // Nobody entered it.
             ffa::put(host, ffa::failure(DENIED));
@@ -59,6 +62,16 @@ impl Hypervisor {
             ffa::put(host, ffa::ended(partition, vcpu));
             return Next::Host;
         }
+        if exit == Exit::Call
+            && let Some(answer) = self.partition_call(platform, slot, guest)
+        {
+            ffa::put(guest, answer);
+            return Next::Resume;
+        }
+        let Self { partitions, memory, knobs, .. } = self;
+        let found = partitions.get_mut(slot.index()).and_then(Option::as_mut);
+        // Found just now.
+        let Some(partition) = found else { return Next::Host };
         let mut call = Call { platform, memory, partition, knobs, vcpu };
         let step = match exit {
             #[cfg(feature = "fault-knobs")]
@@ -69,6 +82,12 @@ impl Hypervisor {
         let (state, answer) = match step {
             Step::Resume => return Next::Resume,
             Step::Leave(answer) => (Vcpu::Ready, answer),
+            Step::Respond(response) => {
+                if response[0] == u64::from(MSG_SEND_DIRECT_RESP2) {
+                    *host = response;
+                }
+                (Vcpu::Ready, response.first_chunk().copied().unwrap_or_default())
+            }
             Step::Off => {
                 partition.forget_ipis(vcpu);
                 (Vcpu::Off, ffa::waiting(partition, vcpu))
@@ -84,6 +103,33 @@ impl Hypervisor {
         }
         ffa::put(host, answer);
         Next::Host
+    }
+}
+
+impl Hypervisor {
+    /// A call of a partition that concerns more than itself, or its buffers; none if it is something else.
+    fn partition_call(
+        &mut self,
+        platform: &mut impl Platform,
+        slot: Slot,
+        guest: &mut [u64; 18],
+    ) -> Option<Answer> {
+        let function = guest[0] as u32;
+        let version = &self.partition_in(slot)?.version;
+        if !ffa::is_ffa(function) || version.hides(function) {
+            return None;
+        }
+        let [_, first, second, third, ..] = ffa::arguments(function, guest);
+        let result = match function {
+            RXTX_MAP_32 | RXTX_MAP_64 => self.partition_rxtx_map(platform, slot, [first, second, third]),
+            RXTX_UNMAP => self.partition_rxtx_unmap(slot, first),
+            RX_RELEASE => self.partition_rx_release(slot, first),
+            _ => Ok(self.endpoint_call(platform, Endpoint::Partition(slot), function, guest)?),
+        };
+        if let Some(partition) = self.partition_in(slot) {
+            partition.version.fix();
+        }
+        Some(result.unwrap_or_else(ffa::failure))
     }
 }
 
@@ -193,7 +239,7 @@ impl<P: Platform> Call<'_, P> {
         })
     }
 
-    /// An SMC. Whatever it is, it names no other partition and waits for nobody.
+    /// An SMC that concerns the partition alone.
     fn call(&mut self, guest: &mut [u64; 18]) -> Step {
         let function = guest[0] as u32;
         let args = ffa::arguments(function, guest);
@@ -206,40 +252,41 @@ impl<P: Platform> Call<'_, P> {
         let target = ffa::run_target(self.partition, self.vcpu);
         let [_, first, second, third, ..] = args;
         let answer = match function {
+            _ if self.partition.version.hides(function) => ffa::failure(NOT_SUPPORTED),
             VERSION => self.partition.version.negotiate(first as u32),
-            FEATURES => ffa::features(first as u32, false),
             ID_GET => success(self.partition.id().into(), 0),
-            SPM_ID_GET => success(SPMC_ID.into(), 0),
             // It would sleep over what it waits for.
             MSG_WAIT if self.is_interrupted() => [INTERRUPT.into(), target, 0, 0, 0, 0, 0, 0],
-            MSG_WAIT => {
-                // What it sees when the host runs it again.
-                ffa::put(guest, [RUN.into(), target, 0, 0, 0, 0, 0, 0]);
-                return Step::Leave(ffa::waiting(self.partition, self.vcpu));
-            }
+            MSG_WAIT => match self.wait(first, second) {
+                Ok(()) => {
+                    ffa::put(guest, message::woken(self.partition, self.vcpu));
+                    return Step::Leave(ffa::waiting(self.partition, self.vcpu));
+                }
+                Err(code) => ffa::failure(code),
+            },
             YIELD => {
                 ffa::put(guest, success(0, 0));
-                let low = u64::from(u32::MAX);
-                return Step::Leave([
-                    YIELD.into(),
-                    target,
-                    second & low,
-                    third & low,
-                    run_exit::KICK,
-                    0,
-                    0,
-                    0,
-                ]);
+                let [low, high] = [second, third].map(|word| word & u64::from(u32::MAX));
+                return Step::Leave([YIELD.into(), target, low, high, run_exit::KICK, 0, 0, 0]);
             }
-            MSG_SEND_DIRECT_REQ_32 | MSG_SEND_DIRECT_REQ_64 => {
+            MSG_SEND_DIRECT_REQ_32 | MSG_SEND_DIRECT_REQ_64 | MSG_SEND_DIRECT_REQ2 => {
                 let id = self.partition.id();
-                if ffa::is_service_request(&args, id) {
-                    match self.service(&args) {
-                        Ok(result) => service::respond(function, id, result),
+                match ffa::service_request(function, id, guest) {
+                    Some((operation, [first, second, ..])) => match self.service(operation, first, second) {
+                        Ok(result) => service::respond(function, id, result, guest),
                         Err(end) => return Step::End(end),
+                    },
+                    None => ffa::failure(self.route_refusal(first)),
+                }
+            }
+            MSG_SEND_DIRECT_RESP_32 | MSG_SEND_DIRECT_RESP_64 | MSG_SEND_DIRECT_RESP2 => {
+                let id = self.partition.id();
+                match self.partition.messages.respond(id, self.vcpu, function, guest) {
+                    Ok(response) => {
+                        ffa::put(guest, message::woken(self.partition, self.vcpu));
+                        return Step::Respond(response);
                     }
-                } else {
-                    ffa::failure(INVALID_PARAMETERS)
+                    Err(code) => ffa::failure(code),
                 }
             }
             _ => ffa::failure(NOT_SUPPORTED),
@@ -248,9 +295,33 @@ impl<P: Platform> Call<'_, P> {
         Step::Resume
     }
 
+    /// MSG_WAIT: frees RX unless the partition keeps it (1.2). Not while the host waits for a response.
+    fn wait(&mut self, first: u64, flags: u64) -> Result<(), i32> {
+        let known = if self.partition.version.version() >= VERSION_1_2 { MSG_WAIT_RETAIN_RX } else { 0 };
+        if first != 0 || flags & !u64::from(known) != 0 {
+            return Err(INVALID_PARAMETERS);
+        }
+        let messages = &mut self.partition.messages;
+        if messages.owes_response(self.vcpu) {
+            return Err(DENIED);
+        }
+        if flags == 0 {
+            messages.release_rx();
+        }
+        messages.wait(self.vcpu);
+        Ok(())
+    }
+
+    /// Why a direct request to somebody else than the service is refused.
+    fn route_refusal(&self, route: u64) -> i32 {
+        let (sender, receiver) = (route >> 16, route & 0xFFFF);
+        let id = u64::from(self.partition.id());
+        let is_endpoint = receiver == u64::from(HOST_ID) || partition::slot_of(receiver).is_some();
+        if sender == id && receiver != id && is_endpoint { DENIED } else { INVALID_PARAMETERS }
+    }
+
     /// The vendor service as a partition sees it: a result, or the end.
-    fn service(&mut self, args: &[u64; 8]) -> Result<Result<Results, Refusal>, End> {
-        let [_, _, _, operation, first, second, ..] = *args;
+    fn service(&mut self, operation: u64, first: u64, second: u64) -> Result<Result<Results, Refusal>, End> {
         let slot = self.partition.slot;
         let refuse = |code, value| Err(Refusal { code, value });
         Ok(match operation {
@@ -267,6 +338,8 @@ impl<P: Platform> Call<'_, P> {
                 }
             }
             op::SHARE | op::UNSHARE => match manifest::region_of(&self.partition.manifest, first) {
+                // Messages of others must not be seen by the host, nor may it change them.
+                Some(_) if self.partition.messages.uses(first) => refuse(DENIED, first),
                 Some((_, region)) if region.kind == kind::SHARED => {
                     let done = if operation == op::SHARE {
                         self.memory.partition_share_host(self.platform, slot, Ipa(first))
@@ -280,7 +353,7 @@ impl<P: Platform> Call<'_, P> {
             },
             op::EXIT => return Err(End::Finished(first)),
             op::PANIC => return Err(End::Crashed([crash::PANIC, first, second])),
-            op::TABLES_GIVE | op::TABLES_RECALL | op::CREATE..=op::STATS => refuse(DENIED, 0),
+            op::TABLES_GIVE | op::TABLES_RECALL | op::CREATE..=op::STATS | op::LOG => refuse(DENIED, 0),
             _ => refuse(NOT_SUPPORTED, 0),
         })
     }
@@ -295,6 +368,7 @@ impl<P: Platform> Call<'_, P> {
             id::VERSION => psci::PSCI_VERSION_1_1,
             id::FEATURES => psci::present(psci::is_partition_feature(first as u32)),
             id::CPU_ON_64 => self.cpu_on(first, second, third),
+            id::CPU_OFF if self.partition.messages.owes_response(self.vcpu) => code::DENIED,
             id::CPU_OFF => return Step::Off,
             id::CPU_SUSPEND_32 | id::CPU_SUSPEND_64 if psci::is_standby(first) => {
                 guest[0] = code::SUCCESS;

@@ -18,6 +18,11 @@
 //! | 0x4A | `SIMD_SWITCH` | saving and restoring SIMD registers (arch layer) |
 //! | 0x4B | `REGISTER_TRAPS` | the traps of debug and performance registers in a partition (arch layer) |
 //! | 0x4C | `INTERRUPT_ROUTING` | taking interrupts from a partition (arch layer) |
+//! | 0x58 | `GUEST_MAILBOX` | the check that a partition's buffers are pages of its own alone |
+//! | 0x59 | `NOTIFICATION_BINDING` | the check that the receiver lets the sender set a notification |
+//! | 0x5A | `SENDER_ID` | the check that who sends is who it says |
+//! | 0x5B | `RX_OWNERSHIP` | the check that RX was released before it is written again |
+//! | 0x5C | `LOG_CHARACTERS` | the replacement of control characters in what a partition logs |
 //! | 0x60 | `VCPU_INSIDE` | FFA_RUN's check that no other CPU runs the vCPU |
 //! | 0x61 | `VCPU_COUNT` | the manifest's number of vCPUs as the bound of vCPU numbers |
 //! | 0xFF | `PANIC` | nothing: the call makes the hypervisor panic at once |
@@ -48,6 +53,16 @@ pub const SIMD_SWITCH: u64 = 0x4A;
 pub const REGISTER_TRAPS: u64 = 0x4B;
 /// The routing of interrupts to the hypervisor.
 pub const INTERRUPT_ROUTING: u64 = 0x4C;
+/// Ownership of a partition's buffers.
+pub const GUEST_MAILBOX: u64 = 0x58;
+/// The receiver's consent to a notification.
+pub const NOTIFICATION_BINDING: u64 = 0x59;
+/// The sender's id.
+pub const SENDER_ID: u64 = 0x5A;
+/// Ownership of RX.
+pub const RX_OWNERSHIP: u64 = 0x5B;
+/// Characters of partitions' logs.
+pub const LOG_CHARACTERS: u64 = 0x5C;
 /// One CPU at a time in a vCPU.
 pub const VCPU_INSIDE: u64 = 0x60;
 /// No more vCPUs than the manifest says.
@@ -56,7 +71,7 @@ pub const VCPU_COUNT: u64 = 0x61;
 pub const PANIC: u64 = 0xFF;
 
 /// Every knob of this crate with its name, for the attack suite.
-pub const NAMES: [(&str, u64); 16] = [
+pub const NAMES: [(&str, u64); 21] = [
     ("RXTX_OWNERSHIP", RXTX_OWNERSHIP),
     ("CPU_ON_ENTRY", CPU_ON_ENTRY),
     ("CONTENTS_AFTER_MEASURE", CONTENTS_AFTER_MEASURE),
@@ -70,6 +85,11 @@ pub const NAMES: [(&str, u64); 16] = [
     ("SIMD_SWITCH", SIMD_SWITCH),
     ("REGISTER_TRAPS", REGISTER_TRAPS),
     ("INTERRUPT_ROUTING", INTERRUPT_ROUTING),
+    ("GUEST_MAILBOX", GUEST_MAILBOX),
+    ("NOTIFICATION_BINDING", NOTIFICATION_BINDING),
+    ("SENDER_ID", SENDER_ID),
+    ("RX_OWNERSHIP", RX_OWNERSHIP),
+    ("LOG_CHARACTERS", LOG_CHARACTERS),
     ("VCPU_INSIDE", VCPU_INSIDE),
     ("VCPU_COUNT", VCPU_COUNT),
     ("PANIC", PANIC),

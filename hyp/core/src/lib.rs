@@ -10,7 +10,8 @@
 //! - Total: every call, with any register values, returns; none panics (fault knob `PANIC` excepted).
 //! - Bounded: a call moves at most [`stage2::STEP_PAGES`] pages or hashes [`hyp_abi::service::MEASURE_STEP_PAGES`].
 //! - Single fetch: a list or a manifest is copied once from the TX buffer, then validated, then used.
-//! - No call of a partition blocks the hypervisor or names another partition.
+//! - No call of a partition blocks the hypervisor. One that names another partition leaves it a message, where it made
+//!   room for one, or a notification that it asked for; nothing else.
 //!
 //! # Life of a partition
 //! ```text
@@ -34,11 +35,15 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod discovery;
 mod ffa;
 mod guest;
 pub mod interrupt;
 pub mod knob;
+mod logs;
 mod manifest;
+mod message;
+mod notification;
 mod partition;
 mod psci;
 mod service;
@@ -57,7 +62,7 @@ pub trait Platform: stage2::Machine {
     /// Copies a page out, once. The page is the host's mailbox or a partition's; ownership is checked by the caller.
     fn read_page(&self, page: Pa, buffer: &mut [u8; 4096]);
 
-    /// Copies `bytes` into the host's RX buffer at `offset`; `offset + bytes.len()` is at most 4096.
+    /// Copies `bytes` into an RX buffer, the host's or a partition's, at `offset`; `offset + bytes.len()` is at most 4096.
     fn write_page(&mut self, page: Pa, offset: usize, bytes: &[u8]);
 
     /// Ticks of [`stage2::Machine::ticks`] per second; not 0.
@@ -65,6 +70,9 @@ pub trait Platform: stage2::Machine {
 
     /// Makes a vCPU's context fresh: EL1, MMU off, all registers zero, PC at `entry` (an IPA), x0 = `argument`.
     fn reset_vcpu(&mut self, slot: Slot, vcpu: usize, entry: u64, argument: u64);
+
+    /// Sets x0-x17 of a vCPU that is not inside: a message that it waited for.
+    fn set_registers(&mut self, slot: Slot, vcpu: usize, registers: &[u64; 18]);
 
     /// Makes a CPU leave the partition that it runs soon (an SGI); returns at once. Lost kicks are repeated by the host,
     /// which sees BUSY.
@@ -83,7 +91,7 @@ pub trait Platform: stage2::Machine {
 pub enum Outcome {
     /// The registers are set: return to the host.
     Return,
-    /// FFA_RUN is accepted; the vCPU counts as inside on this CPU. Run it.
+    /// FFA_RUN or a direct request is accepted; the vCPU counts as inside on this CPU. Run it.
     Enter {
         /// The partition.
         slot: Slot,
@@ -186,6 +194,14 @@ pub struct Hypervisor {
     partitions: [Option<Partition>; MAX_PARTITIONS],
     version: ffa::Negotiation,
     mailbox: Option<Mailbox>,
+    /// Between the host's BITMAP_CREATE and BITMAP_DESTROY.
+    host_notifications: Option<notification::HostNotifications>,
+    /// By slot; kept from creation to destruction.
+    logs: [logs::Log; MAX_PARTITIONS],
+    /// Lines of all partitions in the trusted log.
+    mirrored: logs::Rate,
+    /// Changes with the set of partitions; never 0.
+    generation: u16,
     counters: Counters,
     knobs: knob::Knobs,
     shutting_down: bool,
@@ -202,6 +218,10 @@ impl Hypervisor {
             partitions: [const { None }; MAX_PARTITIONS],
             version: ffa::Negotiation::new(),
             mailbox: None,
+            host_notifications: None,
+            logs: [const { logs::Log::EMPTY }; MAX_PARTITIONS],
+            mirrored: logs::Rate::new(),
+            generation: 1,
             counters: Counters { blocked_accesses: 0, refused_calls: 0, host_exits: 0, world_switches: 0 },
             knobs: knob::Knobs::new(),
             shutting_down: false,
@@ -300,6 +320,11 @@ impl Hypervisor {
             partition.stop();
             partition.kick(platform);
         }
+    }
+
+    /// The set of partitions changed.
+    fn next_generation(&mut self) {
+        self.generation = self.generation.wrapping_add(1).max(1);
     }
 
     /// Whether the page that holds `pa` is RAM of the host's alone.

@@ -1,5 +1,7 @@
 //! A partition's record: its state, its vCPUs, and its measurement as it grows.
 
+use crate::message::{Endpoint, Messages};
+use crate::notification::Notifications;
 use crate::{Platform, ffa, interrupt, manifest, service};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::PARTITION_ID_BASE;
@@ -89,6 +91,8 @@ pub(crate) struct Partition {
     /// Virtual interrupts that each vCPU is owed, a bit per number of [`crate::interrupt`].
     pub(crate) pending: [u32; MAX_VCPUS],
     pub(crate) version: ffa::Negotiation,
+    pub(crate) messages: Messages,
+    pub(crate) notifications: Notifications,
     pub(crate) measurement: [u8; MEASUREMENT_SIZE],
     pub(crate) pages_given: u64,
     pub(crate) pages_recalled: u64,
@@ -114,6 +118,8 @@ impl Partition {
             vcpus: [Vcpu::Off; MAX_VCPUS],
             pending: [0; MAX_VCPUS],
             version: ffa::Negotiation::new(),
+            messages: Messages::NONE,
+            notifications: Notifications::NONE,
             measurement: [0; MEASUREMENT_SIZE],
             pages_given: 0,
             pages_recalled: 0,
@@ -125,7 +131,7 @@ impl Partition {
 
     /// Endpoint id.
     pub(crate) fn id(&self) -> u16 {
-        PARTITION_ID_BASE + self.slot.index() as u16
+        Endpoint::Partition(self.slot).id()
     }
 
     /// The vCPUs that the manifest asks for.

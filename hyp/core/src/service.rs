@@ -82,6 +82,7 @@ impl Hypervisor {
             op::RECALL => self.recall(platform, a, b, c),
             op::DESTROY => self.destroy(platform, a),
             op::STATS => self.stats(platform, a),
+            op::LOG => self.log(platform, a, b),
             op::REGION | op::SHARE | op::UNSHARE | op::EXIT | op::PANIC => Err(refuse(DENIED)),
             #[cfg(feature = "fault-knobs")]
             op::KNOB => self.turn_knob(platform, a, b, c),
@@ -167,6 +168,8 @@ impl Hypervisor {
         if let Some(place) = self.partitions.get_mut(slot.index()) {
             *place = Some(partition);
         }
+        self.log_mut(slot).into_iter().for_each(crate::logs::Log::clear);
+        self.next_generation();
         Ok([u64::from(id), 0, 0, 0])
     }
 
@@ -311,6 +314,9 @@ impl Hypervisor {
             *place = None;
             // Registers hold what memory held.
             (0..vcpu_count).for_each(|vcpu| platform.reset_vcpu(slot, vcpu, 0, 0));
+            // What others let it do is not for the next one with its id.
+            self.forget_sender(slot);
+            self.next_generation();
         }
         Ok([remaining, 0, 0, 0])
     }
@@ -326,6 +332,20 @@ impl Hypervisor {
         };
         free_rx(&mut self.mailbox)?.deliver(platform, bytes);
         Ok([bytes.len() as u64, 0, 0, 0])
+    }
+
+    /// Every state: what it logged, from a position on.
+    fn log(&mut self, platform: &mut impl Platform, id: u64, position: u64) -> Result<Results, Refusal> {
+        let slot = find(&mut self.partitions, id)?.slot;
+        let Self { mailbox, buffer, logs, .. } = self;
+        let mailbox = free_rx(mailbox)?;
+        let log = logs.get(slot.index()).ok_or(Refusal { code: INVALID_PARAMETERS, value: id })?;
+        let (length, first) = log.read(position, buffer);
+        // RX is taken only when there is something in it.
+        if length > 0 {
+            mailbox.deliver(platform, buffer.get(..length).unwrap_or_default());
+        }
+        Ok([length as u64, first, 0, 0])
     }
 
     fn system_stats(&self, ticks_per_second: u64) -> SystemStats {
@@ -427,20 +447,33 @@ fn cost(cost: &stage2::Cost) -> Cost {
     }
 }
 
-/// The service's response to a direct request of `sender`; a 32-bit one gets the low words.
-pub(crate) fn respond(request: u32, sender: u16, result: Result<Results, Refusal>) -> Answer {
+/// The service's response to a direct request of `sender`; a 32-bit one gets the low words, one of the second kind x8-x17
+/// too, which this writes itself.
+pub(crate) fn respond(
+    request: u32,
+    sender: u16,
+    result: Result<Results, Refusal>,
+    regs: &mut [u64; 18],
+) -> Answer {
     use hyp_abi::ffa::{
-        MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_RESP_32, MSG_SEND_DIRECT_RESP_64, SERVICE_ID,
+        MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ2, MSG_SEND_DIRECT_RESP_32, MSG_SEND_DIRECT_RESP_64,
+        MSG_SEND_DIRECT_RESP2, SERVICE_ID,
     };
     let (status, [a, b, c, d]) = match result {
         Ok(results) => (0, results),
         Err(refusal) => (i64::from(refusal.code) as u64, [refusal.value, 0, 0, 0]),
     };
     let route = u64::from(SERVICE_ID) << 16 | u64::from(sender);
-    if request == MSG_SEND_DIRECT_REQ_32 {
-        let low = |word: u64| word & u64::from(u32::MAX);
-        [MSG_SEND_DIRECT_RESP_32.into(), route, 0, low(status), low(a), low(b), low(c), low(d)]
-    } else {
-        [MSG_SEND_DIRECT_RESP_64.into(), route, 0, status, a, b, c, d]
+    match request {
+        MSG_SEND_DIRECT_REQ_32 => {
+            let low = |word: u64| word & u64::from(u32::MAX);
+            [MSG_SEND_DIRECT_RESP_32.into(), route, 0, low(status), low(a), low(b), low(c), low(d)]
+        }
+        MSG_SEND_DIRECT_REQ2 => {
+            *regs = [0; 18];
+            regs[8] = d;
+            [MSG_SEND_DIRECT_RESP2.into(), route, 0, 0, status, a, b, c]
+        }
+        _ => [MSG_SEND_DIRECT_RESP_64.into(), route, 0, status, a, b, c, d],
     }
 }

@@ -152,7 +152,7 @@ impl Platform for Hardware {
 
     fn write_page(&mut self, page: Pa, offset: usize, bytes: &[u8]) {
         for (i, byte) in bytes.iter().enumerate().take(4096usize.saturating_sub(offset)) {
-            // SAFETY: inside the page, which is a pinned page of the host.
+            // SAFETY: inside the page: an RX buffer, a pinned page of the host or a partition's own.
             unsafe { (page.0 as *mut u8).add(offset + i).write_volatile(*byte) };
         }
     }
@@ -163,6 +163,10 @@ impl Platform for Hardware {
 
     fn reset_vcpu(&mut self, slot: Slot, vcpu: usize, entry: u64, argument: u64) {
         vcpu::reset(slot, vcpu, entry, argument);
+    }
+
+    fn set_registers(&mut self, slot: Slot, vcpu: usize, registers: &[u64; 18]) {
+        vcpu::set_registers(slot, vcpu, registers);
     }
 
     fn kick(&mut self, cpu: usize) {

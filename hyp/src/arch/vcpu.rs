@@ -84,6 +84,15 @@ pub fn timer_deadline(slot: Slot, vcpu: usize) -> Option<u64> {
     context(slot, vcpu).and_then(|context| unsafe { (*context).interrupts.deadline() })
 }
 
+/// Sets x0-x17 of a vCPU. The global lock is held.
+pub fn set_registers(slot: Slot, vcpu: usize, registers: &[u64; 18]) {
+    if let Some(context) = context(slot, vcpu) {
+        // SAFETY: the global lock is held and the vCPU runs nowhere.
+        let context = unsafe { &mut *context };
+        context.registers.x[..18].copy_from_slice(registers);
+    }
+}
+
 /// Zeroes every context: before a reset and after a panic, when nothing runs any more.
 pub fn scrub_contexts() {
     for context in VCPUS.iter().flatten() {

@@ -74,6 +74,7 @@ impl Platform for Fake {
         1_000_000
     }
     fn reset_vcpu(&mut self, _: Slot, _: usize, _: u64, _: u64) {}
+    fn set_registers(&mut self, _: Slot, _: usize, _: &[u64; 18]) {}
     fn kick(&mut self, _: usize) {}
     fn signal_host(&mut self) {}
     fn timer_deadline(&self, slot: Slot, _: usize) -> Option<u64> {

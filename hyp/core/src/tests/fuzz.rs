@@ -37,7 +37,8 @@ struct Fuzz {
 
 impl Fuzz {
     fn new(seed: u64) -> Self {
-        let world = World::new();
+        let mut world = World::new();
+        world.ffa(&[abi::NOTIFICATION_BITMAP_CREATE.into(), 0, 2]);
         Self { world, random: Random(seed), inside: Vec::new(), reached: std::collections::BTreeMap::new() }
     }
 
@@ -58,6 +59,8 @@ impl Fuzz {
             13..=30 => (HEAP, 2048),
             _ => (SESSION, 8),
         };
+        // Its buffers lie at the start of the heap.
+        let pages = if base == HEAP && self.random.one_in(2) { 2 } else { pages };
         let offset =
             if self.random.one_in(30) { self.random.below(9000) } else { self.random.below(pages) * PAGE };
         base.wrapping_add(offset)
@@ -123,6 +126,47 @@ impl Fuzz {
         }
     }
 
+    /// x0-x7 of a message or a notification, mostly sound, of `caller`.
+    fn talk(&mut self, caller: u64) -> [u64; 8] {
+        let other = match self.random.below(8) {
+            0..=2 if caller != 0 => 0,
+            3 => self.id(),
+            _ => 0x8002 + self.random.below(2),
+        };
+        let bits = 1 << self.random.below(2);
+        let (to, from) = (caller << 16 | other, other << 16 | caller);
+        if caller != 0 && self.random.one_in(4) {
+            return [abi::RXTX_MAP_64.into(), HEAP, HEAP + PAGE, 1, 0, 0, 0, 0];
+        }
+        match self.random.below(16) {
+            0..=4 => {
+                let header = abi::MessageHeader {
+                    offset: if self.random.one_in(16) { self.random.next() as u32 } else { 40 },
+                    size: if self.random.one_in(16) { self.random.next() as u32 } else { 8 },
+                    route: to as u32,
+                    ..Default::default()
+                };
+                let tx = if caller == 0 {
+                    self.world.hyp.mailbox.map(|mailbox| mailbox.tx)
+                } else {
+                    let World { hyp, platform } = &self.world;
+                    hyp.memory.partition_page(platform, slot(caller), Ipa(HEAP)).map(|page| page.pa)
+                };
+                if let Some(tx) = tx {
+                    self.world.platform.machine.write_page(tx, &page(header.as_bytes()));
+                }
+                [abi::MSG_SEND2.into(), 0, 0, 0, 0, 0, 0, 0]
+            }
+            5..=7 => [abi::NOTIFICATION_BIND.into(), from, 0, bits, 0, 0, 0, 0],
+            8 => [abi::NOTIFICATION_UNBIND.into(), from, 0, bits, 0, 0, 0, 0],
+            9..=12 => [abi::NOTIFICATION_SET.into(), to, self.random.below(4), bits, 0, 0, 0, 0],
+            13 => [abi::NOTIFICATION_GET.into(), caller, 7, 0, 0, 0, 0, 0],
+            14 => [abi::RX_RELEASE.into(), 0, 0, 0, 0, 0, 0, 0],
+            15 if self.random.one_in(2) => [abi::NOTIFICATION_INFO_GET_64.into(), 0, 0, 0, 0, 0, 0, 0],
+            _ => [abi::PARTITION_INFO_GET.into(), 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+
     fn host_call(&mut self) {
         let functions = [
             abi::VERSION,
@@ -135,6 +179,11 @@ impl Fuzz {
             abi::PARTITION_INFO_GET,
             abi::MSG_WAIT,
             abi::YIELD,
+            abi::PARTITION_INFO_GET_REGS,
+            abi::RX_ACQUIRE,
+            abi::CONSOLE_LOG_64,
+            abi::NOTIFICATION_BITMAP_CREATE,
+            abi::NOTIFICATION_BITMAP_DESTROY,
             0x8400_0003,
             0xC400_0003,
             0x8400_0001,
@@ -143,7 +192,13 @@ impl Fuzz {
             0x8400_0071,
         ];
         let mut words: [u64; 8] = std::array::from_fn(|_| self.word());
-        match self.random.below(32) {
+        match self.random.below(44) {
+            32..=34 | 40..=43 => words = self.talk(0),
+            35..=39 => {
+                let kinds =
+                    [abi::MSG_SEND_DIRECT_REQ_32, abi::MSG_SEND_DIRECT_REQ_64, abi::MSG_SEND_DIRECT_REQ2];
+                words = [self.random.pick(&kinds).into(), self.id(), 0, 0, 1, 2, 3, 4];
+            }
             0 => words[0] = self.random.next(),
             1 => words[0] = self.random.pick(&functions).into(),
             2 | 3 => words[..2].copy_from_slice(&[abi::RX_RELEASE.into(), 0]),
@@ -160,8 +215,8 @@ impl Fuzz {
             _ => {
                 let operation = match self.random.below(64) {
                     0 => self.random.next() & 0xff,
-                    1 => op::DESTROY,
-                    2 if self.random.one_in(2) => op::STOP,
+                    1 if self.random.one_in(2) => op::DESTROY,
+                    2 => op::STOP,
                     3..=6 => op::CREATE,
                     7..=10 => op::MEASURE,
                     11..=14 => op::START,
@@ -194,7 +249,8 @@ impl Fuzz {
         let (regs, outcome) = self.world.smc(&words);
         match outcome {
             Outcome::Enter { slot, vcpu } => {
-                self.note("entered");
+                let asked = words[0] as u32 != abi::RUN;
+                self.note(if asked { "asked" } else { "entered" });
                 let id = u64::from(abi::PARTITION_ID_BASE) + slot.index() as u64;
                 assert!(!self.inside.contains(&(id, vcpu as u64)), "entered twice");
                 self.inside.push((id, vcpu as u64));
@@ -205,6 +261,14 @@ impl Fuzz {
             }
             Outcome::Shutdown => panic!("nobody asked"),
             Outcome::Firmware | Outcome::Return => (),
+        }
+        if regs[0] == u64::from(abi::SUCCESS_32) {
+            match words[0] as u32 {
+                abi::MSG_SEND2 => self.note("host sent"),
+                abi::NOTIFICATION_SET => self.note("host notified"),
+                abi::NOTIFICATION_BIND => self.note("host bound"),
+                _ => (),
+            }
         }
         if regs[0] == u64::from(abi::MSG_SEND_DIRECT_RESP_64) {
             match (words[3], regs[3] as i32) {
@@ -229,19 +293,32 @@ impl Fuzz {
         };
         let (id, vcpu) = self.inside[index as usize];
         let mut words: [u64; 8] = std::array::from_fn(|_| self.word());
-        let exit = match self.random.below(64) {
+        let exit = match self.random.below(128) {
             0 => Exit::Undefined { class: self.random.below(64) },
             1 => Exit::SError,
             2 => Exit::Abort { ipa: self.ipa(), write: self.random.one_in(2), fetch: self.random.one_in(2) },
-            3..=7 => Exit::Interrupt,
-            8 => Exit::Kick,
-            9 => Exit::Sgi {
+            3..=13 => Exit::Interrupt,
+            14..=15 => Exit::Kick,
+            16..=17 => Exit::Sgi {
                 value: if self.random.one_in(4) { self.random.next() } else { self.random.below(16) },
             },
-            10..=13 => Exit::WaitForInterrupt { deadline: self.random.one_in(2).then(|| self.random.next()) },
+            18..=24 => Exit::WaitForInterrupt { deadline: self.random.one_in(2).then(|| self.random.next()) },
             _ => {
-                match self.random.below(10) {
-                    _ if self.random.one_in(200) => words[0] = 0x8400_0008,
+                match self.random.below(28) {
+                    _ if self.random.one_in(400) => words[0] = 0x8400_0008,
+                    8..=11 | 16..=27 => words = self.talk(id),
+                    12..=13 => {
+                        let kinds = [
+                            abi::MSG_SEND_DIRECT_RESP_32,
+                            abi::MSG_SEND_DIRECT_RESP_64,
+                            abi::MSG_SEND_DIRECT_RESP2,
+                        ];
+                        words = [self.random.pick(&kinds).into(), id << 16, 0, 0, 1, 2, 3, 4];
+                    }
+                    14 => words[..3].copy_from_slice(&[abi::MSG_WAIT.into(), 0, 0]),
+                    15 => {
+                        words[..2].copy_from_slice(&[abi::CONSOLE_LOG_64.into(), 1 + self.random.below(128)])
+                    }
                     0 => words[0] = self.random.next(),
                     1 => words[0] = u64::from(0x8400_0060 + self.random.below(64) as u32),
                     2..=4 => {
@@ -257,8 +334,8 @@ impl Fuzz {
                     }
                     _ => {
                         let operation = match self.random.below(32) {
-                            0 => self.random.pick(&[op::EXIT, op::PANIC]),
-                            1..=14 => op::SHARE,
+                            0..=2 => self.random.pick(&[op::EXIT, op::PANIC]),
+                            3..=14 => op::SHARE,
                             15..=24 => op::UNSHARE,
                             _ => self.random.pick(&[op::REGION, op::INFO, op::GIVE]),
                         };
@@ -286,7 +363,17 @@ impl Fuzz {
             self.world.hyp.return_pending(slot(id), vcpu as usize, taken & self.random.next() as u32);
         }
         let shared = self.world.hyp.memory().counters().pages_shared;
-        let (next, _, host) = self.world.exit(id, vcpu, exit, &words);
+        let call = (exit == Exit::Call).then_some(words[0] as u32);
+        let (next, regs, host) = self.world.exit(id, vcpu, exit, &words);
+        if regs[0] == u64::from(abi::SUCCESS_32) {
+            match call {
+                Some(abi::MSG_SEND2) => self.note("partition sent"),
+                Some(abi::NOTIFICATION_SET) => self.note("partition notified"),
+                Some(abi::NOTIFICATION_BIND) => self.note("partition bound"),
+                Some(abi::CONSOLE_LOG_64) => self.note("logged"),
+                _ => (),
+            }
+        }
         if self.world.hyp.memory().counters().pages_shared > shared {
             self.note("shared");
         }
@@ -296,6 +383,12 @@ impl Fuzz {
                 (abi::ERROR, 4) => self.note("finished"),
                 (abi::ERROR, 5) => self.note("crashed"),
                 (abi::ERROR, 6) => self.note("stopped"),
+                (
+                    abi::MSG_SEND_DIRECT_RESP_32 | abi::MSG_SEND_DIRECT_RESP_64 | abi::MSG_SEND_DIRECT_RESP2,
+                    _,
+                ) => {
+                    self.note("answered");
+                }
                 _ => (),
             }
         }
@@ -325,6 +418,12 @@ impl Fuzz {
                 assert!(owned.insert(page.pa), "{page:x?} has two owners");
                 from = Ipa(page.ipa.0 + PAGE);
             }
+        }
+        // A bit is one partition's, and only of one that exists; who is being asked is not waiting.
+        let here: Vec<bool> = hyp.partitions.iter().map(Option::is_some).collect();
+        for partition in hyp.partitions.iter().flatten() {
+            partition.notifications.check(&here);
+            assert!(!partition.messages.is_torn());
         }
         inside.sort();
         self.inside.sort();
@@ -376,7 +475,7 @@ fn run(seed: u64, steps: u64) -> std::collections::BTreeMap<&'static str, u64> {
 fn random_calls_break_nothing() {
     let mut reached = std::collections::BTreeMap::new();
     for seed in 1..=8 {
-        for (what, count) in run(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed), 13_000) {
+        for (what, count) in run(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed), 30_000) {
             *reached.entry(what).or_insert(0) += count;
         }
     }
@@ -396,6 +495,15 @@ fn random_calls_break_nothing() {
         "stop busy",
         "tables recalled",
         "interrupted",
+        "asked",
+        "answered",
+        "host sent",
+        "host notified",
+        "host bound",
+        "partition sent",
+        "partition notified",
+        "partition bound",
+        "logged",
     ] {
         let count = reached.get(what).copied().unwrap_or(0);
         assert!(count >= 5, "{what} happened {count} times: {reached:?}");

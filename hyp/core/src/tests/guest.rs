@@ -93,15 +93,14 @@ fn its_ffa_calls() {
     assert_eq!(world.guest_call(id, &[abi::ID_GET.into()]), success(id));
     assert_eq!(world.guest_call(id, &[abi::VERSION.into(), 0x1_0002])[0], w(NOT_SUPPORTED), "fixed at 1.1");
     assert_eq!(world.guest_call(id, &[abi::SPM_ID_GET.into()]), success(0x8000));
-    for function in 0x8400_0060..0x8400_00F0u64 {
-        let present = [0x60, 0x61, 0x63, 0x64, 0x69, 0x6B, 0x6C, 0x6F, 0x85].contains(&(function & 0xff));
-        let answer = world.guest_call(id, &[abi::FEATURES.into(), function]);
-        assert_eq!(answer, if present { success(0) } else { error(NOT_SUPPORTED) }, "{function:x}");
-    }
-    // The host's calls and those of nobody.
-    for function in [0x62u64, 0x65, 0x66, 0x67, 0x68, 0x6A, 0x6D, 0x6E, 0x70, 0x71, 0x74, 0x7B, 0x8D, 0xEF] {
-        let answer = world.guest_call(id, &[0x8400_0000 | function, TX, RX, 1]);
-        assert_eq!(answer, error(NOT_SUPPORTED), "{function:x}");
+    // The host's calls and those of nobody; FF-A 1.2's are not there at 1.1.
+    for function in
+        [0x62u64, 0x6A, 0x6D, 0x6E, 0x71, 0x74, 0x7B, 0x7D, 0x7E, 0x83, 0x84, 0x8A, 0x8B, 0x8D, 0x8E, 0xEF]
+    {
+        for base in [0x8400_0000, 0xC400_0000] {
+            let answer = world.guest_call(id, &[base | function, TX, RX, 1]);
+            assert_eq!(answer, error(NOT_SUPPORTED), "{function:x}");
+        }
     }
     assert_eq!(world.hyp.counters.refused_calls, 0, "those count the host's");
 }
@@ -111,16 +110,29 @@ fn it_can_speak_for_itself_to_the_service_only() {
     let (mut world, id) = inside();
     let other = world.populated_at(RAM + 0x1000_0000);
     let service = u64::from(abi::SERVICE_ID);
-    for route in
-        [service, other << 16 | service, id << 16 | other, id << 16, id << 16 | 0x8000, id << 16 | id]
-    {
-        let call = [abi::MSG_SEND_DIRECT_REQ_64.into(), route, 0, op::INFO];
-        assert_eq!(world.guest_call(id, &call), error(INVALID_PARAMETERS), "{route:x}");
+    for (route, code) in [
+        (service, INVALID_PARAMETERS),
+        (other << 16 | service, INVALID_PARAMETERS),
+        (other << 16 | id, INVALID_PARAMETERS),
+        (id << 16 | 0x8000, INVALID_PARAMETERS),
+        (id << 16 | id, INVALID_PARAMETERS),
+        (id << 16 | 0x9000, INVALID_PARAMETERS),
+        // One would run on the other's time.
+        (id << 16 | other, DENIED),
+        (id << 16, DENIED),
+    ] {
+        for function in [abi::MSG_SEND_DIRECT_REQ_32, abi::MSG_SEND_DIRECT_REQ_64, abi::MSG_SEND_DIRECT_REQ2]
+        {
+            let call = [function.into(), route, 0, op::INFO];
+            assert_eq!(world.guest_call(id, &call), error(code), "{function:x} {route:x}");
+        }
     }
     let framework = [abi::MSG_SEND_DIRECT_REQ_64.into(), id << 16 | service, 1 << 31, op::INFO];
     assert_eq!(world.guest_call(id, &framework), error(INVALID_PARAMETERS));
     assert_eq!(world.guest_request(id, op::INFO, &[]).1[2], 16);
-    for operation in [op::TABLES_GIVE, op::TABLES_RECALL].into_iter().chain(op::CREATE..=op::STATS) {
+    for operation in
+        [op::TABLES_GIVE, op::TABLES_RECALL].into_iter().chain(op::CREATE..=op::STATS).chain([op::LOG])
+    {
         assert_eq!(world.guest_request(id, operation, &[other, 1, 1]), (DENIED, [0; 4]), "{operation:x}");
     }
     for operation in [3, 0x18, 0x25, op::KNOB, u64::MAX] {

@@ -158,3 +158,79 @@ fn device_that_is_not_on_the_list() {
     assert_eq!(world.hyp.memory().host_state(&world.platform, Pa(ABSENT)), PageState::HostDevice);
     assert!(world.host_reads(ABSENT).is_some());
 }
+
+/// Two running partitions, the second with buffers; a message to it by the host.
+fn two(world: &mut World) -> (u64, u64) {
+    let id = world.inside_at(PAGES, 1);
+    let other = world.inside_at(RAM + 0x1000_0000, 2);
+    world.map_buffers(other);
+    (id, other)
+}
+
+fn message(sender: u64, receiver: u64, byte: u8) -> [u8; 4096] {
+    let header = abi::MessageHeader {
+        offset: 40,
+        size: 1,
+        route: (sender << 16 | receiver) as u32,
+        ..Default::default()
+    };
+    let mut bytes = page(header.as_bytes());
+    bytes[40] = byte;
+    bytes
+}
+
+fn host_sends(world: &mut World, message: &[u8; 4096]) -> bool {
+    world.tx(message);
+    world.ffa(&[abi::MSG_SEND2.into()])[0] == u64::from(abi::SUCCESS_32)
+}
+
+#[test]
+fn partition_names_anothers_page_as_its_buffer() {
+    blocked_unless_skipped(knob::GUEST_MAILBOX, |world| {
+        let (id, other) = two(world);
+        let victim = world.page_of(other, IMAGE);
+        world.guest_call(id, &[abi::RXTX_MAP_64.into(), HEAP, victim.0, 1]);
+        let sent = host_sends(world, &message(0, id, 7));
+        assert_eq!(world.platform.machine.read_page(victim)[40] == 7, sent);
+        sent
+    });
+}
+
+#[test]
+fn notification_that_nobody_asked_for() {
+    blocked_unless_skipped(knob::NOTIFICATION_BINDING, |world| {
+        let (id, other) = two(world);
+        world.guest_call(id, &[abi::NOTIFICATION_SET.into(), id << 16 | other, 0, 5, 0]);
+        world.guest_call(other, &[abi::NOTIFICATION_GET.into(), other, 1])[2] == 5
+    });
+}
+
+#[test]
+fn sender_that_is_somebody_else() {
+    blocked_unless_skipped(knob::SENDER_ID, |world| {
+        let (id, other) = two(world);
+        host_sends(world, &message(id, other, 7));
+        let rx = world.platform.machine.read_page(world.page_of(other, HEAP + PAGE));
+        rx[14..16] == (id as u16).to_le_bytes()
+    });
+}
+
+#[test]
+fn message_that_changes_while_it_is_read() {
+    blocked_unless_skipped(knob::RX_OWNERSHIP, |world| {
+        let (_, other) = two(world);
+        assert!(host_sends(world, &message(0, other, 1)));
+        host_sends(world, &message(0, other, 2));
+        world.platform.machine.read_page(world.page_of(other, HEAP + PAGE))[40] == 2
+    });
+}
+
+#[test]
+fn control_characters_in_a_log() {
+    blocked_unless_skipped(knob::LOG_CHARACTERS, |world| {
+        let id = world.inside_at(PAGES, 1);
+        world.guest_call(id, &[abi::CONSOLE_LOG_64.into(), 1, 0x1B]);
+        world.ok(op::LOG, &[id, 0]);
+        world.rx(1) == [0x1B]
+    });
+}
