@@ -87,10 +87,67 @@ pub fn give_way() {
     unsafe { call(ffa::YIELD, [0; 7]) };
 }
 
-/// Tells the host that there is nothing to do; returns when it runs the partition again.
+/// Tells the host that there is nothing to do; returns when it runs the partition again. Direct requests that come
+/// meanwhile are answered NOT_SUPPORTED.
 pub fn wait_for_message() {
-    // SAFETY: as in `give_way`.
-    unsafe { call(ffa::MSG_WAIT, [0; 7]) };
+    wait_answering(|payload| {
+        payload.fill(0);
+        if let Some(status) = payload.first_mut() {
+            *status = i64::from(ffa::error::NOT_SUPPORTED) as u64;
+        }
+    });
+}
+
+/// As [`wait_for_message`]; direct requests are answered by `answer`, which turns their payload (5 registers, or 14 for
+/// one of the second kind) into the response's.
+pub fn wait_answering(mut answer: impl FnMut(&mut [u64])) {
+    let mut x = [0; 18];
+    x[0] = u64::from(ffa::MSG_WAIT);
+    loop {
+        // SAFETY: as in `give_way`.
+        unsafe { arch::smc(&mut x) };
+        let [function, route, second, third, payload @ ..] = &mut x;
+        let response = match *function as u32 {
+            ffa::MSG_SEND_DIRECT_REQ_32 => ffa::MSG_SEND_DIRECT_RESP_32,
+            ffa::MSG_SEND_DIRECT_REQ_64 => ffa::MSG_SEND_DIRECT_RESP_64,
+            ffa::MSG_SEND_DIRECT_REQ2 => ffa::MSG_SEND_DIRECT_RESP2,
+            _ => return,
+        };
+        *function = u64::from(response);
+        *route = (*route & 0xFFFF) << 16 | *route >> 16 & 0xFFFF;
+        *second = 0;
+        if response == ffa::MSG_SEND_DIRECT_RESP2 {
+            *third = 0;
+            answer(payload);
+        } else if let Some(payload) = x.get_mut(3..8) {
+            answer(payload);
+        }
+    }
+}
+
+/// Writes to the partition's log, which the host and the trusted log show: fixed words and numbers only, never a byte of
+/// prompt, answer or weights.
+pub fn log(text: &str) {
+    for part in text.as_bytes().chunks(ffa::CONSOLE_LOG_64_SIZE) {
+        let mut x = [0; 18];
+        let [function, count, registers @ ..] = &mut x;
+        (*function, *count) = (u64::from(ffa::CONSOLE_LOG_64), part.len() as u64);
+        for (register, bytes) in registers.iter_mut().zip(part.chunks(8)) {
+            *register = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        }
+        // A hypervisor without logs loses them.
+        // SAFETY: FFA_CONSOLE_LOG touches no memory.
+        unsafe { arch::smc(&mut x) };
+    }
+}
+
+/// Makes any FF-A call with x0-x5; returns x0-x7.
+///
+/// # Safety
+/// As [`arch::smc`].
+pub unsafe fn any(x: [u64; 6]) -> [u64; 8] {
+    // SAFETY: passed on to the caller.
+    unsafe { call(x[0] as u32, [x[1], x[2], x[3], x[4], x[5], 0, 0]) }
 }
 
 /// PSCI functions of a partition's vCPUs (DEN0022).

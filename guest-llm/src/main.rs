@@ -46,6 +46,14 @@ mod image {
         fn threads(&self) -> usize {
             VCPU_COUNT
         }
+
+        fn log(&self, line: core::fmt::Arguments<'_>) {
+            // On the stack, since the heap may be what is missing. What does not fit is cut off, by `write_fmt`'s error.
+            let mut text = arrayvec::ArrayString::<96>::new();
+            let _ = core::fmt::Write::write_fmt(&mut text, line);
+            ffa::log(&text);
+            ffa::log("\n");
+        }
     }
 
     fn main(_: u64, _: u64) -> ! {
@@ -53,6 +61,7 @@ mod image {
         let Ok(memory) = ffa::identify().and_then(|_| memory::take()) else {
             ffa::exit(End::NO_SESSION);
         };
+        ffa::log("started\n");
         memory.heap.start_allocator();
         vcpu::start_others();
         ffa::exit(serve(memory.session, memory.model, start, &Hypervisor).exit_code())

@@ -43,6 +43,7 @@
 #define SERVICE_ID 0x8001
 enum { OP_INFO, OP_TABLES_GIVE, OP_TABLES_RECALL };
 enum { OP_CREATE = 0x10, OP_GIVE, OP_MEASURE, OP_START, OP_STOP, OP_RECALL, OP_DESTROY, OP_STATS };
+enum { OP_LOG = 0x30 };
 enum { NOT_SUPPORTED = -1, NO_MEMORY = -3, ABORTED = -8 };
 
 #define STEP_PAGES 512
@@ -204,7 +205,8 @@ static int flex_call(struct flex_vm *vm, struct flexserve_request *req, u64 op, 
 			break;
 		usleep_range(50, 200);
 	}
-	if (!ret && (op == OP_STATS || (op == OP_TABLES_RECALL && req->out[0]) || (op == OP_MEASURE && !req->out[0]))) {
+	if (!ret && (op == OP_STATS || (op == OP_TABLES_RECALL && req->out[0]) || (op == OP_MEASURE && !req->out[0]) ||
+		     (op == OP_LOG && req->out[0]))) {
 		memcpy(vm->list, rx, PAGE_SIZE);
 		flex_smc(FFA_RX_RELEASE, 0, 0, 0);
 	}
@@ -421,6 +423,14 @@ static int flex_stats(struct flex_vm *vm, struct flexserve_request *req)
 	return ret ?: copy_to_user(u64_to_user_ptr(req->in[1]), vm->list, req->out[0]) ? -EFAULT : 0;
 }
 
+static int flex_log(struct flex_vm *vm, struct flexserve_request *req)
+{
+	int ret = flex_call(vm, req, OP_LOG, req->in[0], req->in[1], 0, 0);
+
+	req->out[0] = min3(req->out[0], req->in[3], (u64)PAGE_SIZE);
+	return ret ?: copy_to_user(u64_to_user_ptr(req->in[2]), vm->list, req->out[0]) ? -EFAULT : 0;
+}
+
 static int flex_get_info(struct flexserve_request *req)
 {
 	memcpy(req->out, flex_info, sizeof(flex_info));
@@ -433,12 +443,13 @@ static int flex_get_info(struct flexserve_request *req)
 
 static int flex_handle(struct flex_vm *vm, unsigned int command, struct flexserve_request *req)
 {
-	if (!vm->id && command >= FLEXSERVE_RUN && command != FLEXSERVE_CREATE)
+	if (!vm->id && command >= FLEXSERVE_RUN && command != FLEXSERVE_CREATE && command != FLEXSERVE_LOG)
 		return -ENXIO;
 	switch (command) {
 	case FLEXSERVE_INFO:	return flex_get_info(req);
 	case FLEXSERVE_RUN:	return flex_run(vm, req);
 	case FLEXSERVE_STATS:	return flex_stats(vm, req);
+	case FLEXSERVE_LOG:	return flex_log(vm, req);
 	case FLEXSERVE_CREATE:	return flex_create(vm, req);
 	case FLEXSERVE_GIVE:	return flex_give(vm, req);
 	case FLEXSERVE_MEASURE:	return flex_measure(vm, req);

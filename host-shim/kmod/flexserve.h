@@ -73,6 +73,11 @@ struct flexserve_request {
 #define FLEXSERVE_RECALL FLEXSERVE_IOC(8)
 /* Stops and destroys the partition and takes all its pages back. out: pages. */
 #define FLEXSERVE_DESTROY FLEXSERVE_IOC(9)
+/*
+ * What any partition logged. in: its id, position in bytes since its creation, address and bytes (4096) of a buffer.
+ * out: bytes written, position of the first of them (later than asked for if the log has lost what was there).
+ */
+#define FLEXSERVE_LOG FLEXSERVE_IOC(16)
 
 /*
  * mmap: the file offset is the IPA of the first page; every page must have been given with FLEXSERVE_GIVE_MAPPABLE;

@@ -28,6 +28,12 @@ pub enum Command {
     },
     /// Lists partitions
     Ps,
+    /// Shows what a partition logged
+    Logs {
+        /// Id, as `flexserve ps` shows it
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        id: u16,
+    },
     /// Shows what the hypervisor counted since boot
     Stats {
         /// Print one JSON object
@@ -113,6 +119,12 @@ fn parse_seed(text: &str) -> std::result::Result<Seed, String> {
         "-1" => Ok(Seed::Random),
         _ => text.parse().map(Seed::Fixed).map_err(|_| "neither -1 nor a 64-bit number from 0 up".into()),
     }
+}
+
+fn parse_id(text: &str) -> std::result::Result<u16, String> {
+    let id =
+        text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u16::from_str_radix(hex, 16).ok());
+    id.ok_or_else(|| "not an id such as 0x8002".into())
 }
 
 fn parse_temperature(text: &str) -> std::result::Result<f32, String> {
@@ -221,6 +233,9 @@ mod tests {
         let parse = |text: &str| Cli::try_parse_from(text.split(' ')).map(|cli| cli.command);
         assert!(matches!(parse("flexserve ps"), Ok(Command::Ps)));
         assert!(matches!(parse("flexserve stats --json"), Ok(Command::Stats { json: true })));
+        assert!(matches!(parse("flexserve logs 0x8002"), Ok(Command::Logs { id: 0x8002 })));
+        assert!(matches!(parse("flexserve logs 32770"), Ok(Command::Logs { id: 0x8002 })));
+        assert!(parse("flexserve logs").is_err() && parse("flexserve logs x").is_err());
         assert!(parse("flexserve top").is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use hyp_abi::service::{MEASUREMENT_SIZE, run_exit};
+use hyp_abi::service::{LOG_SIZE, MEASUREMENT_SIZE, run_exit};
 use hyp_abi::stats::{PartitionStats, SystemStats};
 use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -106,6 +106,17 @@ impl Device {
 
     fn call(&self, command: Command<'_>) -> std::result::Result<[u64; sys::OUTPUTS], CallError> {
         sys::call(self.file.as_fd(), command)
+    }
+
+    /// What a partition logged from a position on, and the position of the first byte of it.
+    ///
+    /// # Errors
+    /// The hypervisor's: there is no such partition.
+    pub fn log(&self, id: u16, position: u64) -> std::result::Result<(Vec<u8>, u64), CallError> {
+        let mut bytes = vec![0; LOG_SIZE];
+        let out = self.call(Command::Log { id, position, buffer: &mut bytes })?;
+        bytes.truncate(usize::try_from(out[0]).unwrap_or(usize::MAX));
+        Ok((bytes, out[1]))
     }
 
     fn stats<T: FromBytes + IntoBytes + Immutable>(&self, id: u16) -> std::result::Result<T, CallError> {

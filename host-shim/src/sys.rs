@@ -87,6 +87,15 @@ pub enum Command<'a> {
     },
     /// FLEXSERVE_DESTROY.
     Destroy,
+    /// FLEXSERVE_LOG.
+    Log {
+        /// The partition's.
+        id: u16,
+        /// From where on.
+        position: u64,
+        /// Where it goes.
+        buffer: &'a mut [u8],
+    },
 }
 
 impl Command<'_> {
@@ -103,6 +112,7 @@ impl Command<'_> {
             Command::Stop => ("STOP", 7),
             Command::Recall { .. } => ("RECALL", 8),
             Command::Destroy => ("DESTROY", 9),
+            Command::Log { .. } => ("LOG", 16),
         }
     }
 
@@ -122,6 +132,9 @@ impl Command<'_> {
                 [*ipa, pages, bytes.as_ptr() as u64, u64::from(*mappable) * GIVE_MAPPABLE]
             }
             Command::Recall { ipa, pages } => [*ipa, *pages, 0, 0],
+            Command::Log { id, position, buffer } => {
+                [u64::from(*id), *position, buffer.as_mut_ptr() as u64, buffer.len() as u64]
+            }
         }
     }
 }
@@ -271,7 +284,7 @@ mod tests {
     #[test]
     fn ioctl_numbers_are_those_of_the_header() {
         let header = include_str!("../kmod/flexserve.h");
-        let mut buffer = [0; 8];
+        let (mut buffer, mut log) = ([0; 8], [0; 8]);
         let commands = [
             Command::Info,
             Command::Stats { id: 0, buffer: &mut buffer },
@@ -283,6 +296,7 @@ mod tests {
             Command::Stop,
             Command::Recall { ipa: 0, pages: 0 },
             Command::Destroy,
+            Command::Log { id: 1, position: 0, buffer: &mut log },
         ];
         for command in commands {
             let (name, number) = command.id();

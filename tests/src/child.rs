@@ -12,7 +12,7 @@ use flexserve::image::Image;
 use flexserve::machine::{Contents, Exit, Machine};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::layout;
-use hyp_abi::session::probe::{self, Command as Act, Report};
+use hyp_abi::session::probe::{self, Command as Act, PATTERN_SIZE, Report};
 use hyp_abi::session::{MAX_FRAME, SESSION_PAGES};
 use nix::sys::signal::Signal;
 use zerocopy::{FromBytes, IntoBytes};
@@ -266,6 +266,8 @@ fn own(secret: &Secret, mailbox: u64) -> Result<()> {
 
 /// Pages of heap of the VMM's partition: enough that a kill often hits the middle of something.
 const VMM_HEAP_PAGES: u64 = 2048;
+/// What the VMM's partition logs.
+pub const VMM_LOGS: &[u8; PATTERN_SIZE] = b"run by a VMM ...";
 
 fn vmm(secret: &Secret) -> Result<()> {
     let device = Device::open(flexserve::DEVICE_PATH.as_ref())?;
@@ -281,7 +283,7 @@ fn vmm(secret: &Secret) -> Result<()> {
     device.start().map_err(failed)?;
     let mut session = None;
     let mut buffer = vec![0; MAX_FRAME];
-    let mut filled = false;
+    let (mut logged, mut filled) = (false, false);
     loop {
         match device.run(0, 1_000_000_000).map_err(failed)? {
             Exit::Kick | Exit::Waiting | Exit::Sleep | Exit::Slice => {}
@@ -295,20 +297,22 @@ fn vmm(secret: &Secret) -> Result<()> {
         if kind == probe::RESULT {
             let report = Report::read_from_bytes(&buffer[..length]).ok().context("a foreign report")?;
             ensure!(
-                report.status == 0 && (report.act == probe::FILL_HEAP || report.values[1] == 0),
+                report.status == 0 && (report.act != probe::CHECK_HEAP || report.values[1] == 0),
                 "{report:?}"
             );
-            if !filled {
+            logged = true;
+            if !filled && report.act == probe::FILL_HEAP {
                 filled = true;
                 say(&[0])?;
             }
         }
-        let next = if filled { probe::CHECK_HEAP } else { probe::FILL_HEAP };
+        let (next, pattern) = match (logged, filled) {
+            (false, _) => (probe::LOG, VMM_LOGS),
+            (true, false) => (probe::FILL_HEAP, secret.complement()),
+            (true, true) => (probe::CHECK_HEAP, secret.complement()),
+        };
         let act = Act { args: [u64::MAX, 0, 0, 0] };
-        ensure!(
-            session.to_partition.send(next, act.as_bytes(), secret.complement()) == Ok(true),
-            "the ring is full"
-        );
+        ensure!(session.to_partition.send(next, act.as_bytes(), pattern) == Ok(true), "the ring is full");
     }
 }
 

@@ -172,6 +172,33 @@ impl Host {
         self.module.call(Conduit::Smc, regs).context("the attack module")
     }
 
+    /// An FF-A call with any registers.
+    pub fn call(&self, words: &[u64]) -> Result<[u64; 18]> {
+        let mut regs = [0; 18];
+        regs.iter_mut().zip(words).for_each(|(register, word)| *register = *word);
+        self.module.call(Conduit::Smc, regs).context("the attack module")
+    }
+
+    /// Writes TX.
+    pub fn write_tx(&self, bytes: &[u8]) {
+        self.mailbox.write(0, bytes);
+    }
+
+    /// Reads RX and gives it back.
+    pub fn take_rx(&self, size: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; size];
+        self.mailbox.read(PAGE_SIZE as usize, &mut bytes);
+        let answer = self.ffa(ffa::RX_RELEASE, [0; 3])?;
+        ensure!(answer[0] as u32 == ffa::SUCCESS_32, "there is nothing in RX");
+        Ok(bytes)
+    }
+
+    /// What a partition logged.
+    pub fn log(&self, id: u16) -> Result<Vec<u8>> {
+        let [length, ..] = call_service(&self.module, op::LOG, [id.into(), 0, 0, 0])?.ok("LOG")?;
+        if length == 0 { Ok(Vec::new()) } else { self.take_rx(length as usize) }
+    }
+
     /// A message of the vendor service without a list. Asked for table pages, it gives them and repeats.
     pub fn service(&self, operation: u64, arguments: [u64; 4]) -> Result<Reply> {
         self.service_with_list(operation, arguments, &[])

@@ -45,6 +45,11 @@ knobs! {
     SimdSwitch = 0x4A,
     RegisterTraps = 0x4B,
     InterruptRouting = 0x4C,
+    GuestMailbox = 0x58,
+    NotificationBinding = 0x59,
+    SenderId = 0x5A,
+    RxOwnership = 0x5B,
+    LogCharacters = 0x5C,
 }
 
 /// Makes the hypervisor panic.

@@ -9,6 +9,7 @@ mod attack;
 mod child;
 mod host;
 mod knob;
+mod messages;
 mod partition;
 mod report;
 mod reset;
@@ -42,7 +43,10 @@ fn run(arguments: &[String]) -> Result<()> {
         ["attack-without", rest @ ..] => attack::run(true, rest.first().copied()),
         [suite @ ("reset" | "reset-knobs")] => reset::run(suite),
         ["vcpus"] => vcpus::run(),
+        ["messages"] => messages::run(),
         ["child", ..] => child::main(&arguments[1..]),
-        _ => bail!("usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus"),
+        _ => bail!(
+            "usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus | messages"
+        ),
     }
 }

@@ -193,6 +193,11 @@ impl<'h> Partition<'h> {
         self.command(kind, args, &[], &mut Self::enter)
     }
 
+    /// As [`Self::act`], with the 16 bytes behind the command.
+    pub fn act_with(&mut self, kind: u32, args: [u64; 4], pattern: &[u8]) -> Result<Answer> {
+        self.command(kind, args, pattern, &mut Self::enter)
+    }
+
     /// As [`Self::act`], entering it as the caller says.
     pub fn act_by(
         &mut self,

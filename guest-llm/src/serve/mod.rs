@@ -46,6 +46,8 @@ pub trait Platform {
     fn threads(&self) -> usize {
         1
     }
+    /// Writes a line to the partition's log, which is no secret: fixed words and numbers only.
+    fn log(&self, _line: core::fmt::Arguments<'_>) {}
 }
 
 /// How a session ended.
@@ -111,6 +113,7 @@ fn run<P: Platform>(
     let model = match Model::load(bytes, &limits) {
         Ok(model) => model,
         Err(error) => {
+            platform.log(format_args!("model refused, code {}", blame(&error)));
             outbox.fail(blame(&error), format_args!("{error}"))?;
             return Err(End::Refused);
         }
@@ -120,6 +123,10 @@ fn run<P: Platform>(
         model_bytes: bytes.len() as u64,
         heap_used: platform.heap_used() as u64,
     };
+    let Ready { load_ticks, model_bytes, heap_used } = ready;
+    platform.log(format_args!(
+        "ready: model of {model_bytes} bytes, {heap_used} bytes of heap, {load_ticks} ticks"
+    ));
     outbox.send(frame::READY, ready.as_bytes(), &[])?;
 
     let mut context = Context { model: &model, session: None };
@@ -128,9 +135,18 @@ fn run<P: Platform>(
         let payload = payload.get(..length).unwrap_or(&[]);
         match kind {
             frame::REQUEST => match answer(&mut context, payload, &mut inbox, outbox)? {
-                Ok(done) => outbox.send(frame::DONE, done.as_bytes(), &[])?,
-                Err(Refusal::Malformed(what)) => outbox.fail(failure::REQUEST, format_args!("{what}"))?,
-                Err(Refusal::Engine(error)) => outbox.fail(blame(&error), format_args!("{error}"))?,
+                Ok(done) => {
+                    platform.log(format_args!("request done, stop {}", done.stop));
+                    outbox.send(frame::DONE, done.as_bytes(), &[])?;
+                }
+                Err(Refusal::Malformed(what)) => {
+                    platform.log(format_args!("request refused, code {}", failure::REQUEST));
+                    outbox.fail(failure::REQUEST, format_args!("{what}"))?;
+                }
+                Err(Refusal::Engine(error)) => {
+                    platform.log(format_args!("request refused, code {}", blame(&error)));
+                    outbox.fail(blame(&error), format_args!("{error}"))?;
+                }
             },
             // It crossed the end of the answer that it was to stop.
             frame::CANCEL => {}

@@ -19,6 +19,7 @@ struct Host {
     session: Box<Session>,
     script: RefCell<VecDeque<Frame>>,
     heard: RefCell<Vec<Frame>>,
+    logged: RefCell<Vec<String>>,
     /// Said as soon as that many tokens were heard.
     interruption: RefCell<Option<(usize, Frame)>>,
     /// Kicks that the host ignores.
@@ -37,6 +38,7 @@ impl Host {
             session: unsafe { Box::<Session>::new_zeroed().assume_init() },
             script: RefCell::new(script.into_iter().collect()),
             heard: RefCell::default(),
+            logged: RefCell::default(),
             interruption: RefCell::default(),
             deaf: Cell::new(0),
             heap_free: 256 << 20,
@@ -148,6 +150,10 @@ impl Platform for Host {
 
     fn heap_free(&self) -> usize {
         self.heap_free
+    }
+
+    fn log(&self, line: core::fmt::Arguments<'_>) {
+        self.logged.borrow_mut().push(std::format!("{line}"));
     }
 }
 
@@ -292,6 +298,23 @@ fn malformed_requests_are_refused_without_a_word_of_the_prompt_and_the_session_g
     }
     assert_eq!(host.done().len(), 1);
     assert!(!host.text().contains("SECRET"));
+}
+
+#[test]
+fn the_log_has_fixed_words_and_numbers_only() {
+    let host = Host::new([good(3), request(Request::default(), b"SECRET \xff"), good(2)]);
+    host.serve(&model());
+    let logged = host.logged.take();
+    let words =
+        ["ready", "model", "of", "bytes", "heap", "ticks", "request", "done", "refused", "stop", "code"];
+    for line in &logged {
+        let mut parts = line.split([' ', ':', ',']).filter(|part| !part.is_empty());
+        assert!(parts.all(|part| words.contains(&part) || part.parse::<u64>().is_ok()), "{line}");
+    }
+    assert_eq!(logged.len(), 4, "{logged:?}");
+    let host = Host::new([]);
+    host.serve(&[0; 4096]);
+    assert_eq!(host.logged.take(), ["model refused, code 1"]);
 }
 
 #[test]

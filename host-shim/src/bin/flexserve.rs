@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Run(args) => return answer(&args),
         Command::FlexmemBench { quick } => flexmem_bench(quick),
         Command::Ps => ps(),
+        Command::Logs { id } => logs(id),
         Command::Stats { json } => stats(json),
     };
     match result {
@@ -188,6 +189,18 @@ fn ps() -> Result<()> {
             stats.world_switches,
         );
     }
+    Ok(())
+}
+
+/// Prints what a partition logged. It wrote it, so nothing but text gets to the terminal.
+fn logs(id: u16) -> Result<()> {
+    let (bytes, first) = Device::open(Path::new(DEVICE_PATH))?.log(id, 0)?;
+    if first > 0 {
+        eprintln!("flexserve: the first {first} bytes are lost");
+    }
+    let shown =
+        |byte: &u8| if byte.is_ascii_graphic() || b" \n".contains(byte) { char::from(*byte) } else { '?' };
+    print!("{}", bytes.iter().map(shown).collect::<String>());
     Ok(())
 }
 

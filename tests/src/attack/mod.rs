@@ -10,6 +10,7 @@ mod give;
 mod guest;
 mod malformed;
 mod memory;
+mod messages;
 mod vmm;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -88,6 +89,11 @@ pub const ATTACKS: &[Attack] = &[
     raw("dma-by-virtio-mmio", device::dma_by_virtio_mmio, &[DeviceAllowList]),
     raw("smmu-registers", device::smmu_registers, &[DeviceAllowList]),
     raw("forged-trusted-log", device::forged_trusted_log, &[DeviceAllowList]),
+    raw("mailbox-of-another", messages::mailbox_of_another, &[GuestMailbox]),
+    raw("unbound-notification", messages::unbound_notification, &[NotificationBinding]),
+    raw("forged-sender", messages::forged_sender, &[SenderId]),
+    raw("overwritten-message", messages::overwritten_message, &[RxOwnership]),
+    raw("forged-log-line", messages::forged_log_line, &[LogCharacters]),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },
 ];
 

@@ -66,6 +66,8 @@ impl Probe {
             probe::CALL => values[0] = ffa::psci(first as u32, [second, third, args[3]]),
             probe::SEND_SGI => (0..second).for_each(|_| arch::send_interrupt_raw(first)),
             probe::RECEIVE => *values = crew::receive(first, second),
+            probe::FFA_CALL => return ffa_call(args, pattern, values),
+            probe::LOG => return log(pattern),
             probe::BOOT_STATE => values[..2].copy_from_slice(&self.boot_state),
             _ => return INVALID_PARAMETERS,
         }
@@ -86,6 +88,30 @@ impl Probe {
         let differing = heap.chunks_exact(2).filter(|pair| **pair != pattern).count();
         [heap.len() as u64 / 2, differing as u64, 0, 0]
     }
+}
+
+/// Makes an FF-A call; returns its error code.
+fn ffa_call([function, first, second, third]: [u64; 4], pattern: &[u8], values: &mut [u64; 4]) -> i32 {
+    let [fourth, fifth]: [u64; 2] = match pattern.first_chunk::<PATTERN_SIZE>() {
+        Some(pattern) => zerocopy::transmute!(*pattern),
+        None => [0; 2],
+    };
+    // SAFETY: what such a call changes of the partition's memory, its RX buffer, is not read but by acts.
+    let x = unsafe { ffa::any([function, first, second, third, fourth, fifth]) };
+    let pair = |low: u64, high: u64| high << 32 | low & 0xFFFF_FFFF;
+    *values = [x[0], pair(x[2], x[3]), pair(x[4], x[5]), pair(x[6], x[7])];
+    if x[0] as u32 == hyp_abi::ffa::ERROR { x[2] as i32 } else { 0 }
+}
+
+/// Logs 16 bytes, whatever they are, and a line feed.
+fn log(pattern: &[u8]) -> i32 {
+    let Some(pattern) = pattern.first_chunk::<PATTERN_SIZE>() else { return INVALID_PARAMETERS };
+    let [low, high]: [u64; 2] = zerocopy::transmute!(*pattern);
+    let count = PATTERN_SIZE as u64 + 1;
+    let function = u64::from(hyp_abi::ffa::CONSOLE_LOG_64);
+    // SAFETY: FFA_CONSOLE_LOG touches no memory.
+    let x = unsafe { ffa::any([function, count, low, high, u64::from(b'\n'), 0]) };
+    if x[0] as u32 == hyp_abi::ffa::ERROR { x[2] as i32 } else { 0 }
 }
 
 /// Spins for that many ticks; 0: for ever.

@@ -48,7 +48,7 @@ mod image {
         let mut buffer = [0; size_of::<Command>() + PATTERN_SIZE];
         loop {
             match session.to_partition.receive(&mut buffer) {
-                Ok(None) => ffa::wait_for_message(),
+                Ok(None) => ffa::wait_answering(|payload| payload.iter_mut().for_each(|word| *word = !*word)),
                 Ok(Some((frame::SHUTDOWN, _))) => ffa::exit(0),
                 Ok(Some((act, length))) => {
                     let mut report = Report { act, ..Report::default() };
