@@ -24,7 +24,9 @@ struct Host {
     interruption: RefCell<Option<(usize, Frame)>>,
     /// Kicks that the host ignores.
     deaf: Cell<usize>,
-    heap_free: usize,
+    heap_free: Cell<usize>,
+    /// What the host gives between the requests: the partition finds it when it looks.
+    growth: Cell<usize>,
     shut_down: Cell<bool>,
     clock: Cell<u64>,
     /// Breaks the ring instead of saying SHUTDOWN.
@@ -41,7 +43,8 @@ impl Host {
             logged: RefCell::default(),
             interruption: RefCell::default(),
             deaf: Cell::new(0),
-            heap_free: 256 << 20,
+            heap_free: Cell::new(256 << 20),
+            growth: Cell::new(0),
             shut_down: Cell::new(false),
             clock: Cell::new(1000),
             vandal: false,
@@ -149,7 +152,11 @@ impl Platform for Host {
     }
 
     fn heap_free(&self) -> usize {
-        self.heap_free
+        self.heap_free.get()
+    }
+
+    fn grow(&self) {
+        self.heap_free.set(self.heap_free.get() + self.growth.get());
     }
 
     fn log(&self, line: core::fmt::Arguments<'_>) {
@@ -319,19 +326,35 @@ fn the_log_has_fixed_words_and_numbers_only() {
 
 #[test]
 fn missing_memory_is_an_error_frame() {
-    let mut host = Host::new([]);
-    host.heap_free = 1000;
+    let host = Host::new([]);
+    host.heap_free.set(1000);
     assert_eq!(host.serve(&model()), End::Refused);
     assert_eq!(End::Refused.exit_code(), 1);
     assert_eq!(host.kinds(), [frame::ERROR]);
     assert_eq!(host.errors()[0].0, failure::MEMORY);
 
     // Enough for the model, not for a context.
-    let mut host = Host::new([good(4), good(4)]);
-    host.heap_free = RESERVE;
+    let host = Host::new([good(4), good(4)]);
+    host.heap_free.set(RESERVE);
     assert_eq!(host.serve(&model()), End::Shutdown);
     assert_eq!(host.kinds(), [frame::READY, frame::ERROR]);
     assert_eq!(host.errors().iter().map(|(code, _)| *code).collect::<Vec<_>>(), [failure::MEMORY; 2]);
+}
+
+#[test]
+fn memory_that_comes_while_it_runs_is_used() {
+    let host = Host::new([good(4), good(4), good(4)]);
+    // Half of what is missing comes before each request.
+    let needed = {
+        let bytes = model();
+        let model = Model::load(&bytes, &Limits::default()).unwrap();
+        engine::Session::required_bytes(&model, &SessionConfig::for_model(&model)).unwrap()
+    };
+    host.heap_free.set(RESERVE);
+    host.growth.set(needed.div_ceil(2));
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    assert_eq!(host.errors().iter().map(|(code, _)| *code).collect::<Vec<_>>(), [failure::MEMORY]);
+    assert_eq!(host.done().len(), 2);
 }
 
 #[test]
