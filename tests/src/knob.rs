@@ -50,6 +50,8 @@ knobs! {
     SenderId = 0x5A,
     RxOwnership = 0x5B,
     LogCharacters = 0x5C,
+    VcpuInside = 0x60,
+    VcpuCount = 0x61,
 }
 
 /// Makes the hypervisor panic.

@@ -126,7 +126,7 @@ pub mod probe {
     /// Host to partition: writes `args[1]` to register number `args[0]` of [`REGISTERS`], which must be writable.
     pub const REGISTER_WRITE: u32 = 0x204;
     /// Host to partition: `args[1]` seeded random SMCs from seed `args[0]`, without those that a partition may make to
-    /// its own harm (EXIT, PANIC, SHARE, UNSHARE, FFA_MSG_WAIT). Result: `values[0]` = calls answered NOT_SUPPORTED by SMCCC or FF-A, `values[1]` = other
+    /// its own harm (EXIT, PANIC, SHARE, UNSHARE, FFA_MSG_WAIT, PSCI). Result: `values[0]` = calls answered NOT_SUPPORTED by SMCCC or FF-A, `values[1]` = other
     /// errors, `values[2]` = calls that succeeded, `values[3]` = function id of the last one that did.
     pub const SMC: u32 = 0x205;
     /// Host to partition: fills the heap with the pattern, each of its two words XORed with `args[0]`, so that the host
@@ -175,6 +175,9 @@ pub mod probe {
     /// Host to partition: waits until `args[0]` interrupts came, at most `args[1]` ticks. Result: `values[0]` = how many
     /// came, `values[1]` = their numbers (a bit each).
     pub const RECEIVE: u32 = 0x244;
+
+    /// Host to partition: makes SMCs for ever.
+    pub const STORM: u32 = 0x245;
 
     /// What another vCPU does until it is turned off, if it ever is.
     pub mod task {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::bundle;
 use hyp_abi::ffa::{self, error};
@@ -14,10 +14,10 @@ use serde_json::json;
 use super::memory::CODE;
 use super::{Outcome, Scene};
 use crate::child::{self, End};
-use crate::host::Reply;
+use crate::host::{Reply, call_service};
 use crate::partition::{Exit, HEAP_PAGES, Partition};
 use crate::report::{ask, to_hex};
-use crate::sys::CODE_RETURNS;
+use crate::sys::{self, CODE_RETURNS};
 
 /// Where heap may be given that is not yet.
 const FREE_HEAP: u64 = layout::HEAP + HEAP_PAGES * PAGE_SIZE;
@@ -62,6 +62,57 @@ pub fn twice(scene: &Scene<'_>) -> Result<Outcome> {
         "the page was given to its owner again, or changed"
     );
     Ok(Outcome::Blocked("refused for another partition and for its owner; the secret is intact".into()))
+}
+
+/// One CPU recalls the pages of a stopped partition while another gives each to a thief as soon as that works, with what is
+/// in it.
+pub fn race(scene: &Scene<'_>) -> Result<Outcome> {
+    let victim = scene.partition()?;
+    let pages = (0..HEAP_PAGES).map(|page| victim.page(layout::HEAP + page * PAGE_SIZE));
+    let pages = pages.collect::<Result<Vec<_>>>()?;
+    victim.stop()?;
+    let thief = Partition::create(scene.host, scene.image)?;
+    let (id, place) = (victim.id(), |page: usize| FREE_MODEL + page as u64 * PAGE_SIZE);
+    let refusals = std::thread::scope(|scope| -> Result<u64> {
+        // Without a list, so that the calls of both really meet.
+        let owner = scope.spawn(move || -> Result<()> {
+            sys::pin_to_cpu(1)?;
+            for page in 0..HEAP_PAGES {
+                let arguments = [id.into(), layout::HEAP + page * PAGE_SIZE, 1, 0];
+                call_service(&scene.host.module, op::RECALL, arguments)?.ok("RECALL")?;
+            }
+            Ok(())
+        });
+        sys::pin_to_cpu(0)?;
+        let mut refusals = 0;
+        let mut steal = || -> Result<()> {
+            for (number, page) in pages.iter().enumerate() {
+                while !was_accepted(thief.give(place(number), &one(*page))?, error::DENIED)? {
+                    refusals += 1;
+                    ensure!(refusals < 1_000_000, "the page does not come back");
+                }
+            }
+            Ok(())
+        };
+        let stolen = steal();
+        owner.join().map_err(|_| anyhow!("a thread panicked"))??;
+        stolen.map(|()| refusals)
+    });
+    sys::unpin()?;
+    let refusals = refusals?;
+    let mut thief = finish(scene, thief)?;
+    let mut found = 0;
+    for page in 0..pages.len() {
+        let word = thief.act(probe::READ, [place(page), 0, 0, 0])?.values()?[0];
+        ensure!(word == 0 || scene.secret.has_word(word), "the thief reads {word:#x}");
+        found += u64::from(word != 0);
+    }
+    Ok(match found {
+        0 => {
+            Outcome::Blocked(format!("{HEAP_PAGES} pages changed hands, all zero, after {refusals} refusals"))
+        }
+        _ => Outcome::Succeeded(format!("the secret is in {found} pages")),
+    })
 }
 
 /// Where the hypervisor lies: the outside finds the header of its image in RAM.

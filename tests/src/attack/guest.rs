@@ -105,12 +105,19 @@ const READABLE: [(&str, u64); 9] = [
     ("MPIDR_EL1", 0),
 ];
 /// Registers that are the partition's own: they are switched, or virtual.
-const OWN: [&str; 6] =
-    ["CNTKCTL_EL1", "ICC_IAR1_EL1", "ICC_EOIR1_EL1", "ICC_PMR_EL1", "ICC_IGRPEN1_EL1", "ICC_SRE_EL1"];
+const OWN: [&str; 7] = [
+    "CNTKCTL_EL1",
+    "ICC_IAR1_EL1",
+    "ICC_EOIR1_EL1",
+    "ICC_PMR_EL1",
+    "ICC_IGRPEN1_EL1",
+    "ICC_SRE_EL1",
+    "ICC_SGI1R_EL1",
+];
 /// How a forbidden register ends it: by a trap, or, where the CPU itself has none for EL1, by its own exception handler.
 const REFUSED: &[u64] = &[crash::UNDEFINED, crash::PANIC];
 /// Registers that cannot be read at all.
-const WRITE_ONLY: [&str; 2] = ["ICC_SGI1R_EL1", "OSLAR_EL1"];
+const WRITE_ONLY: [&str; 1] = ["OSLAR_EL1"];
 
 /// It reads and writes registers of the hypervisor, of the host, and of features that it does not have.
 pub fn hidden_registers(scene: &Scene<'_>) -> Result<Outcome> {
@@ -132,7 +139,6 @@ pub fn hidden_registers(scene: &Scene<'_>) -> Result<Outcome> {
             continue;
         }
         let act = if WRITE_ONLY.contains(&name) { probe::REGISTER_WRITE } else { probe::REGISTER_READ };
-        // An SGI to CPU 0, should it get out: one that Linux knows.
         let ended =
             ends(scene, act, [index as u64, 1, 0, 0], REFUSED).with_context(|| format!("register {name}"))?;
         ensure!(ended.is_none(), "it has {name}");
@@ -180,12 +186,22 @@ pub fn simd_leak(scene: &Scene<'_>) -> Result<Outcome> {
 
 /// A partition that never gives the CPU away.
 pub fn spins(scene: &Scene<'_>) -> Result<Outcome> {
+    keeps_cpu(scene, probe::SPIN)
+}
+
+/// A partition that does nothing but call the hypervisor.
+pub fn smc_storm(scene: &Scene<'_>) -> Result<Outcome> {
+    keeps_cpu(scene, probe::STORM)
+}
+
+/// A partition keeps the CPU by an act that never ends.
+fn keeps_cpu(scene: &Scene<'_>, act: u32) -> Result<Outcome> {
     /// Turns after which it is clear that the host gets its CPU back.
     const TURNS: u64 = 20;
     /// Without the defence the CPU does not come back; for so long a look is taken. Never the reason for "blocked".
     const LOOK: Duration = Duration::from_secs(4);
     let partition = scene.plain_partition()?;
-    partition.send(probe::SPIN, [0; 4], &[])?;
+    partition.send(act, [0; 4], &[])?;
     let (turns, inside) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let vcpu = scope.spawn(|| -> Result<Exit> {

@@ -11,6 +11,7 @@ mod guest;
 mod malformed;
 mod memory;
 mod messages;
+mod vcpu;
 mod vmm;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -94,6 +95,11 @@ pub const ATTACKS: &[Attack] = &[
     raw("forged-sender", messages::forged_sender, &[SenderId]),
     raw("overwritten-message", messages::overwritten_message, &[RxOwnership]),
     raw("forged-log-line", messages::forged_log_line, &[LogCharacters]),
+    raw("vcpu-entered-twice", vcpu::entered_twice, &[VcpuInside]),
+    raw("vcpu-not-in-manifest", vcpu::not_in_manifest, &[VcpuCount]),
+    raw("partition-sends-sgis", vcpu::sends_sgis, &[InterruptRouting]),
+    raw("partition-smc-storm", guest::smc_storm, &[InterruptRouting]),
+    raw("give-recall-race", give::race, &[SkipScrubOnRecall]),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },
 ];
 

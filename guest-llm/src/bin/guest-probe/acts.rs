@@ -65,6 +65,9 @@ impl Probe {
             },
             probe::CALL => values[0] = ffa::psci(first as u32, [second, third, args[3]]),
             probe::SEND_SGI => (0..second).for_each(|_| arch::send_interrupt_raw(first)),
+            probe::STORM => loop {
+                ffa::psci(hyp_abi::ffa::ID_GET, [0; 3]);
+            },
             probe::RECEIVE => *values = crew::receive(first, second),
             probe::FFA_CALL => return ffa_call(args, pattern, values),
             probe::LOG => return log(pattern),

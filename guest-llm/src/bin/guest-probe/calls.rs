@@ -60,11 +60,13 @@ impl Random {
     }
 }
 
-/// Tells whether the call is one that a partition may make to its own harm: to end, to change its session, or to sleep
-/// until a message comes.
+/// Tells whether the call is one that a partition may make to its own harm: to end, to change its session, to turn vCPUs
+/// on or off, or to sleep.
 fn is_own_right(x: &[u64; 18]) -> bool {
     match x[0] as u32 {
         ffa::MSG_WAIT => true,
+        // CPU_SUSPEND, CPU_OFF, CPU_ON, SYSTEM_OFF.
+        0x8400_0001 | 0xC400_0001 | 0x8400_0002 | 0xC400_0003 | 0x8400_0008 => true,
         ffa::MSG_SEND_DIRECT_REQ_32 | ffa::MSG_SEND_DIRECT_REQ_64 => {
             matches!(x[3] & 0xFFFF_FFFF, op::EXIT | op::PANIC | op::SHARE | op::UNSHARE)
         }
