@@ -10,7 +10,7 @@ use hyp_abi::ffa::{self, error};
 use hyp_abi::manifest::layout;
 use hyp_abi::service::{PageRange, STEP_PAGES, op, run_exit};
 use hyp_abi::session::probe::{self, Command, Report};
-use hyp_abi::session::{MAX_FRAME, SESSION_PAGES};
+use hyp_abi::session::{MAX_FRAME, Request, SESSION_PAGES, frame};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::host::{Host, Reply};
@@ -94,6 +94,50 @@ impl<'h> Partition<'h> {
             partition.fill(secret)?;
         }
         Ok(partition)
+    }
+
+    /// Makes the product's partition with a model in it, and waits until it is ready. `heap` is in pages.
+    pub fn load_product(host: &'h Host, image: &Image, model: &[u8], heap: u64) -> Result<Self> {
+        /// Pages of one allocation.
+        const BLOCK: u64 = 1024;
+        let mut partition = Self::create(host, image)?;
+        for pages in image.pages() {
+            partition.give_contents(pages.ipa, &pages.bytes)?;
+        }
+        partition.give_contents(layout::MODEL, model)?;
+        for first in (0..heap).step_by(BLOCK as usize) {
+            partition.give_zero(layout::HEAP + first * PAGE_SIZE, BLOCK.min(heap - first))?;
+        }
+        let session = partition.give_zero(layout::SESSION, SESSION_PAGES)?;
+        partition.session = Some(host.module.map(session, SESSION_PAGES)?);
+        host.measure(partition.id)?;
+        host.service(op::START, [partition.id.into(), 0, 0, 0])?.ok("START")?;
+        match partition.await_frame(&mut Self::enter)? {
+            Frame::Payload(frame::READY, _) => Ok(partition),
+            other => bail!("the model does not load: {other:x?}"),
+        }
+    }
+
+    /// Has the product answer a prompt, entering its first vCPU as the caller says; returns the text.
+    pub fn answer(
+        &mut self,
+        prompt: &str,
+        max_tokens: u32,
+        enter: &mut dyn FnMut(&Self) -> Result<Exit>,
+    ) -> Result<String> {
+        let request = Request { max_tokens, ..Request::default() };
+        let session = self.session.as_ref().filter(|_| self.shared).context("there is no session")?.session();
+        let sent = session.to_partition.send(frame::REQUEST, request.as_bytes(), prompt.as_bytes());
+        ensure!(sent == Ok(true), "the ring is full or broken");
+        let mut text = Vec::new();
+        loop {
+            match self.await_frame(enter)? {
+                Frame::Payload(frame::PREFILLED, _) => {}
+                Frame::Payload(frame::TOKEN, piece) => text.extend(piece),
+                Frame::Payload(frame::DONE, _) => return Ok(String::from_utf8(text)?),
+                other => bail!("it does not answer: {other:x?}"),
+            }
+        }
     }
 
     /// Gives what the probe needs: image, a page of model, heap, session.

@@ -33,6 +33,7 @@ const TESTS: &[(&str, Test)] = &[
     ("one-crashes", one_crashes),
     ("hot-give", hot_give),
     ("storms", storms),
+    ("engine", engine),
 ];
 
 struct Scene<'h> {
@@ -60,7 +61,10 @@ pub fn run() -> Result<()> {
 /// What the threads of the vCPUs other than the first did.
 #[derive(Default)]
 struct Crew {
+    /// Entries that an interrupt of the host ended.
     turns: [AtomicU64; VCPUS],
+    /// All entries.
+    entries: [AtomicU64; VCPUS],
 }
 
 impl Scene<'_> {
@@ -70,17 +74,27 @@ impl Scene<'_> {
         cpus: &[u32],
         act: impl FnOnce(&mut Partition<'_>, &Crew) -> Result<T>,
     ) -> Result<(T, Vec<Exit>)> {
-        let mut partition = Partition::load(self.host, self.image, None)?;
+        self.crew_of(Partition::load(self.host, self.image, None)?, cpus, act)
+    }
+
+    /// The same with another partition, which is destroyed. Without CPUs no vCPU but the first is run.
+    fn crew_of<'h, T>(
+        &self,
+        mut partition: Partition<'h>,
+        cpus: &[u32],
+        act: impl FnOnce(&mut Partition<'h>, &Crew) -> Result<T>,
+    ) -> Result<(T, Vec<Exit>)> {
         let runner = partition.runner();
+        let vcpus = if cpus.is_empty() { 1 } else { VCPUS };
         let crew = Crew::default();
         let cpu = |vcpu: usize| cpus.get(vcpu % cpus.len().max(1)).copied().unwrap_or(0);
         let result = std::thread::scope(|scope| {
             let crew = &crew;
-            let threads: Vec<_> = (1..VCPUS)
+            let threads: Vec<_> = (1..vcpus)
                 .map(|vcpu| {
                     scope.spawn(move || {
                         sys::pin_to_cpu(cpu(vcpu))?;
-                        serve(&runner, vcpu, &crew.turns[vcpu])
+                        serve(&runner, vcpu, crew)
                     })
                 })
                 .collect();
@@ -98,9 +112,12 @@ impl Scene<'_> {
 }
 
 /// Runs a vCPU whenever it wants, until its partition ends.
-fn serve(runner: &Runner<'_>, vcpu: usize, turns: &AtomicU64) -> Result<Exit> {
+fn serve(runner: &Runner<'_>, vcpu: usize, crew: &Crew) -> Result<Exit> {
+    let (turns, entries) = (&crew.turns[vcpu], &crew.entries[vcpu]);
     loop {
-        match runner.enter(vcpu)? {
+        let exit = runner.enter(vcpu)?;
+        entries.fetch_add(exit.is_some().into(), Ordering::Relaxed);
+        match exit {
             Some(Exit::Interrupt) => drop(turns.fetch_add(1, Ordering::Relaxed)),
             // Off, or it sleeps.
             None | Some(Exit::Timer | Exit::Waiting | Exit::Kick) => sleep(Duration::from_millis(1)),
@@ -358,4 +375,34 @@ fn storms(scene: &Scene<'_>) -> Result<String> {
     })?;
     ensure!(ends == [Exit::Stopped; VCPUS - 1], "{ends:?}");
     Ok(found)
+}
+
+/// The product's engine gives the same answer whether the host runs one vCPU, four on four CPUs, or four on two.
+fn engine(scene: &Scene<'_>) -> Result<String> {
+    const MODEL: &str = "/usr/lib/flexserve/models/demo.gguf";
+    const PROMPT: &str = "wake me at half past six tomorrow";
+    const HEAP: u64 = 4096;
+    const TOKENS: u32 = 24;
+    let model = std::fs::read(MODEL).context(MODEL)?;
+    let image = Image::load(flexserve::IMAGE_PATH.as_ref())?;
+    let mut found = Vec::new();
+    for cpus in [&[][..], &[0, 1, 2, 3], &[0, 1]] {
+        let partition = Partition::load_product(scene.host, &image, &model, HEAP)?;
+        let (answer, _) = scene.crew_of(partition, cpus, |partition, crew| {
+            let helped = || crew.entries.iter().filter(|entries| entries.load(Ordering::Relaxed) > 0).count();
+            let begin = Instant::now();
+            while !cpus.is_empty() && helped() < VCPUS - 1 {
+                ensure!(begin.elapsed() < PATIENCE, "only {} vCPUs help", helped());
+                sleep(Duration::from_millis(2));
+            }
+            let begin = Instant::now();
+            let text = partition.answer(PROMPT, TOKENS, &mut enter)?;
+            Ok((text, begin.elapsed().as_millis()))
+        })?;
+        found.push(answer);
+    }
+    let Some((text, _)) = found.first() else { bail!("nothing ran") };
+    ensure!(!text.is_empty() && found.iter().all(|(other, _)| other == text), "{found:?}");
+    let times: Vec<_> = found.iter().map(|(_, milliseconds)| milliseconds).collect();
+    Ok(format!("the same answer with one, four and two CPUs, in {times:?} ms (emulated)"))
 }

@@ -88,7 +88,8 @@ impl Interrupts {
             let fallen = LR_PENDING | LR_GROUP1 | LR_PRIORITY | u64::from(VIRTUAL_TIMER);
             self.lists.iter_mut().filter(|lr| **lr == fallen).for_each(|lr| *lr = 0);
         }
-        self.fill_lists(list_count());
+        let count = list_count();
+        self.fill_lists(count);
         self.loaded = ctl;
         msr!("cntv_cval_el0", self.cval);
         msr!("cntv_ctl_el0", ctl);
@@ -96,7 +97,9 @@ impl Interrupts {
         msr!(register!(ich_ap0r0_el2), self.ap0r);
         msr!(register!(ich_ap1r0_el2), self.ap1r);
         write_lists(&self.lists);
-        msr!(register!(ich_hcr_el2), if self.waiting == 0 { HCR_EN } else { HCR_EN | HCR_UIE });
+        // With a single list register this condition would hold all the time; then the next exit must do.
+        let underflow = if self.waiting != 0 && count > 1 { HCR_UIE } else { 0 };
+        msr!(register!(ich_hcr_el2), HCR_EN | underflow);
     }
 
     /// Takes the timer and the interface away again.
