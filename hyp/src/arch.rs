@@ -19,5 +19,9 @@ pub mod vcpu;
 pub const STACK_STRIDE: usize = 0x1_0000;
 
 global_asm!(include_str!("arch/boot.s"), STACK_STRIDE = const STACK_STRIDE);
-global_asm!(include_str!("arch/vectors.s"));
+global_asm!(
+    ".set FAULT_KNOBS, {}",
+    include_str!("arch/vectors.s"),
+    const cfg!(feature = "fault-knobs") as u32
+);
 global_asm!(include_str!("arch/simd.s"));

@@ -17,6 +17,8 @@
 
 #define MAX_PAGES 1024
 
+#include "cpu_state.c"
+
 /* SMC with an immediate that is not 0. Only x0 counts: it must be refused. */
 static u64 smc_1(u64 function)
 {
@@ -172,10 +174,13 @@ static long attack_ioctl(struct file *file, unsigned int command, unsigned long 
 		struct flexattack_access access;
 		struct flexattack_pages pages;
 		struct flexattack_code code;
+		struct flexattack_register reg;
 	} request;
 	void __user *user = (void __user *)address;
 	int ret;
 
+	if (command == FLEXATTACK_STATE)
+		return attack_state(user);
 	if (_IOC_SIZE(command) > sizeof(request))
 		return -ENOTTY;
 	if (copy_from_user(&request, user, _IOC_SIZE(command)))
@@ -196,6 +201,12 @@ static long attack_ioctl(struct file *file, unsigned int command, unsigned long 
 	case FLEXATTACK_CODE:
 	case FLEXATTACK_CODE_CALL:
 		ret = attack_code(&request.code, command == FLEXATTACK_CODE_CALL);
+		break;
+	case FLEXATTACK_REGISTER:
+		ret = attack_register(&request.reg);
+		break;
+	case FLEXATTACK_IPI:
+		ret = attack_ipi(&request.reg);
 		break;
 	default:
 		return -ENOTTY;

@@ -56,4 +56,35 @@ struct flexattack_code {
 #define FLEXATTACK_CODE FLEXATTACK_IOC(4, struct flexattack_code)
 #define FLEXATTACK_CODE_CALL FLEXATTACK_IOC(5, struct flexattack_code)
 
+/*
+ * One call with interrupts off, and the CPU's state around it (cpu_state.c has the registers). Registers that can take
+ * another value for a moment are XORed with plant first; vectors hold random bytes. Everything is put back.
+ */
+#define FLEXATTACK_STATE_REGISTERS 57
+struct flexattack_state {
+	__u64 regs[18];			/* x0-x17, in and out */
+	__u64 plant;			/* in */
+	__u64 breakpoint;		/* in: address of an instruction at EL1, or 0 */
+	__u64 watchpoint;		/* in: address of a doubleword at EL1, or 0 */
+	__u64 features;			/* out: what the CPU has, as the host sees it */
+	__u64 before[FLEXATTACK_STATE_REGISTERS];
+	__u64 after[FLEXATTACK_STATE_REGISTERS];
+	__u64 vector_bytes;		/* length of a vector */
+	__u64 vector_bits;		/* bytes that were not zero */
+	__u64 vector_changes;		/* bytes of vectors, predicates and FFR that changed */
+	__u64 ticks;			/* of the counter, that the call took */
+	__u64 cycles;			/* of PMCCNTR_EL0 */
+	__u64 events;			/* CPU_CYCLES of event counter 0 */
+};
+#define FLEXATTACK_STATE FLEXATTACK_IOC(48, struct flexattack_state)
+
+/* One access to a system register by its number in cpu_state.c; it may end the task. */
+struct flexattack_register {
+	__u64 value;
+	__u32 number;
+	__u32 write;
+};
+#define FLEXATTACK_REGISTER FLEXATTACK_IOC(49, struct flexattack_register)
+#define FLEXATTACK_IPI FLEXATTACK_IOC(50, struct flexattack_register)	/* value: CPUs that ran a function */
+
 #endif

@@ -134,6 +134,16 @@ pub fn use_memory(mebibytes: u64) -> Result<End> {
     run("memory", &[format!("{mebibytes:x}")])
 }
 
+/// Has the kernel read a system register by its number in `kmod/cpu_state.c`; the value is what it reads.
+pub fn read_register(number: u32) -> Result<End> {
+    run("register", &[format!("{number:x}")])
+}
+
+/// Has the kernel write a system register.
+pub fn write_register(number: u32, value: u64) -> Result<End> {
+    run("register", &[format!("{number:x}"), format!("{value:x}")])
+}
+
 /// A process that owns a running partition with a secret in it. It must be killed.
 pub struct Owner {
     child: Child,
@@ -223,6 +233,14 @@ pub fn main(arguments: &[String]) -> Result<()> {
                 }
             }
             Ok(())
+        }
+        "register" => {
+            let module = open_attack_module()?;
+            let which = number(arguments.first().context("no register")?)? as u32;
+            match arguments.get(1) {
+                Some(value) => Ok(module.write_register(which, number(value)?)?),
+                None => say(&[module.read_register(which)?]),
+            }
         }
         "memory" => {
             let bytes = (number(arguments.first().context("no size")?)? << 20) as usize;

@@ -52,6 +52,11 @@ knobs! {
     LogCharacters = 0x5C,
     VcpuInside = 0x60,
     VcpuCount = 0x61,
+    PauthSwitch = 0x70,
+    DebugOff = 0x71,
+    CountersStop = 0x72,
+    HiddenFeatures = 0x73,
+    Serror = 0x74,
 }
 
 /// Makes the hypervisor panic.

@@ -2,13 +2,17 @@
 //!
 //! It reports verdicts on the console, and asks the outside (xtask, at QEMU's side) for what only that can do: search RAM,
 //! read the trusted log, reset the machine. Attacks from the host's kernel go through `kmod/`, a test-only module. Unsafe
-//! code lives in [`sys`] only.
+//! code lives in [`sys`] and [`syscall`] only.
 #![deny(unsafe_code)]
 
 mod attack;
 mod child;
+mod cpu_state;
+mod health;
 mod host;
+mod interrupted;
 mod knob;
+mod matrix;
 mod messages;
 mod partition;
 mod report;
@@ -16,6 +20,8 @@ mod reset;
 mod secret;
 #[allow(unsafe_code)]
 mod sys;
+#[allow(unsafe_code)]
+mod syscall;
 mod vcpus;
 
 use std::process::ExitCode;
@@ -44,9 +50,14 @@ fn run(arguments: &[String]) -> Result<()> {
         [suite @ ("reset" | "reset-knobs")] => reset::run(suite),
         ["vcpus"] => vcpus::run(),
         ["messages"] => messages::run(),
+        ["reset-during"] => interrupted::run(),
+        ["health"] => health::run(false),
+        ["health-bare"] => health::run(true),
+        ["matrix"] => matrix::run(),
+        ["matrix-knobs"] => matrix::run_knobs(),
         ["child", ..] => child::main(&arguments[1..]),
         _ => bail!(
-            "usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus | messages"
+            "usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus | messages | reset-during | matrix | matrix-knobs | health | health-bare"
         ),
     }
 }

@@ -77,6 +77,58 @@ struct CodeRequest {
     value: u64,
 }
 
+/// Registers of [`State`].
+pub const STATE_REGISTERS: usize = 57;
+
+/// `struct flexattack_state`: one call, and the CPU's state around it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct State {
+    /// x0-x17, in and out.
+    pub regs: [u64; 18],
+    /// XORed into registers that can take another value for a moment.
+    pub plant: u64,
+    /// Address of an instruction at EL1 where the host breaks, or 0.
+    pub breakpoint: u64,
+    /// Address of a doubleword that the host watches, or 0.
+    pub watchpoint: u64,
+    /// What the CPU has.
+    pub features: u64,
+    /// Registers before the call.
+    pub before: [u64; STATE_REGISTERS],
+    /// Registers after it.
+    pub after: [u64; STATE_REGISTERS],
+    /// Length of a vector in bytes.
+    pub vector_bytes: u64,
+    /// Bytes of all vectors that were not zero.
+    pub vector_bits: u64,
+    /// Bytes of vectors, predicates and FFR that changed.
+    pub vector_changes: u64,
+    /// Of the counter, that the call took.
+    pub ticks: u64,
+    /// Of PMCCNTR_EL0.
+    pub cycles: u64,
+    /// CPU_CYCLES of event counter 0.
+    pub events: u64,
+}
+
+impl State {
+    /// A call to make.
+    pub fn new(regs: [u64; 18]) -> Self {
+        // SAFETY: numbers only; zero is a value of each.
+        let zero: Self = unsafe { std::mem::zeroed() };
+        Self { regs, ..zero }
+    }
+}
+
+/// `struct flexattack_register`.
+#[repr(C)]
+struct RegisterRequest {
+    value: u64,
+    number: u32,
+    write: u32,
+}
+
 /// What the module's code page returns, and the code that tests plant.
 pub const CODE_RETURNS: u64 = 0xC0DE;
 
@@ -203,6 +255,30 @@ impl AttackModule {
         Ok(request.value)
     }
 
+    /// Makes a call with interrupts off, and takes the CPU's state before and after it.
+    pub fn call_with_state(&self, state: &mut State) -> Result<(), Errno> {
+        self.ioctl(48, state)
+    }
+
+    /// Reads a system register by its number in `kmod/cpu_state.c`. If the CPU refuses, this process ends.
+    pub fn read_register(&self, number: u32) -> Result<u64, Errno> {
+        let mut request = RegisterRequest { value: 0, number, write: 0 };
+        self.ioctl(49, &mut request)?;
+        Ok(request.value)
+    }
+
+    /// Writes a system register.
+    pub fn write_register(&self, number: u32, value: u64) -> Result<(), Errno> {
+        self.ioctl(49, &mut RegisterRequest { value, number, write: 1 })
+    }
+
+    /// Has every CPU run a function of the kernel; returns how many did.
+    pub fn interrupt_all_cpus(&self) -> Result<u64, Errno> {
+        let mut request = RegisterRequest { value: 0, number: 0, write: 0 };
+        self.ioctl(50, &mut request)?;
+        Ok(request.value)
+    }
+
     /// Maps allocated pages into this process. A touch of what the host may not touch ends it by SIGBUS.
     pub fn map(&self, address: u64, count: u64) -> Result<Window> {
         let size = NonZeroUsize::new((count * PAGE_SIZE) as usize).context("no pages to map")?;
@@ -310,12 +386,20 @@ mod tests {
             "#define FLEXATTACK_CODE FLEXATTACK_IOC(4, struct flexattack_code)",
             "#define FLEXATTACK_CODE_CALL FLEXATTACK_IOC(5, struct flexattack_code)",
             "\t__u64 regs[18];\t",
+            "#define FLEXATTACK_STATE_REGISTERS 57\n",
+            "#define FLEXATTACK_STATE FLEXATTACK_IOC(48, struct flexattack_state)",
+            "#define FLEXATTACK_REGISTER FLEXATTACK_IOC(49, struct flexattack_register)",
+            "#define FLEXATTACK_IPI FLEXATTACK_IOC(50, struct flexattack_register)\t",
         ] {
             assert!(header.contains(line), "{line}");
         }
         assert_eq!(
             [size_of::<CallRequest>(), size_of::<AccessRequest>(), size_of::<PagesRequest>()],
             [152, 24, 16]
+        );
+        assert_eq!(
+            [size_of::<State>(), size_of::<RegisterRequest>()],
+            [(18 + 10 + 2 * STATE_REGISTERS) * 8, 16]
         );
         assert_eq!(number::<PagesRequest>(3), nix::request_code_readwrite!(0xF6, 3, 16));
     }

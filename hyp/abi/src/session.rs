@@ -199,6 +199,14 @@ pub mod probe {
         pub const SGI_STORM: u64 = 8;
     }
 
+    /// Host to partition: signs the value `args[0]` with the modifier `args[1]` by PACGA, after taking keys made from
+    /// `args[2]` if that is not 0. Only on CPUs with pointer authentication. Result: `values[0]` = the signature,
+    /// `values[1]`, `values[2]`, `values[3]` = APIAKeyLo_EL1, APDAKeyLo_EL1, APGAKeyLo_EL1 as they are then.
+    pub const PAUTH: u32 = 0x270;
+    /// Host to partition: takes debug exceptions while it reads a word and calls a function, `args[0]` times, with
+    /// `args[1]` ticks between. Result: `values[0]` = address of the word, `values[1]` = of the function.
+    pub const DEBUG: u32 = 0x271;
+
     /// Partition to host: the probe listens; no payload.
     pub const LISTENING: u32 = 0x300;
     /// Partition to host: an act came back; a [`Report`].
@@ -210,7 +218,7 @@ pub mod probe {
     pub const PATTERN_SIZE: usize = 16;
 
     /// Registers that REGISTER_READ and REGISTER_WRITE name by their number here.
-    pub const REGISTERS: [&str; 46] = [
+    pub const REGISTERS: [&str; 49] = [
         // Identification: what is hidden (system.md I12) must read as absent.
         "ID_AA64PFR0_EL1",
         "ID_AA64PFR1_EL1",
@@ -262,6 +270,9 @@ pub mod probe {
         "AMCR_EL0",
         "MPAM1_EL1",
         "LORC_EL1",
+        "TPIDR2_EL0",
+        "ID_AA64MMFR3_EL1",
+        "PIR_EL1",
     ];
 
     /// Payload of a command. 32 bytes.

@@ -25,6 +25,11 @@
 //! | 0x5C | `LOG_CHARACTERS` | the replacement of control characters in what a partition logs |
 //! | 0x60 | `VCPU_INSIDE` | FFA_RUN's check that no other CPU runs the vCPU |
 //! | 0x61 | `VCPU_COUNT` | the manifest's number of vCPUs as the bound of vCPU numbers |
+//! | 0x70 | `PAUTH_SWITCH` | the switch of pointer authentication keys at entry (arch layer) |
+//! | 0x71 | `DEBUG_OFF` | breakpoints and watchpoints off at entry: the host's MDSCR_EL1 stays (arch layer) |
+//! | 0x72 | `COUNTERS_STOP` | stopping the host's event counters at entry (arch layer) |
+//! | 0x73 | `HIDDEN_FEATURES` | the traps of a hidden feature's register, TPIDR2_EL0 of SME (arch layer) |
+//! | 0x74 | `SERROR` | nothing: while it is on, every entry meets a pending SError (arch layer) |
 //! | 0xFF | `PANIC` | nothing: the call makes the hypervisor panic at once |
 
 /// RXTX_MAP's ownership check.
@@ -67,11 +72,21 @@ pub const LOG_CHARACTERS: u64 = 0x5C;
 pub const VCPU_INSIDE: u64 = 0x60;
 /// No more vCPUs than the manifest says.
 pub const VCPU_COUNT: u64 = 0x61;
+/// The switch of pointer authentication keys.
+pub const PAUTH_SWITCH: u64 = 0x70;
+/// Breakpoints and watchpoints off across entry.
+pub const DEBUG_OFF: u64 = 0x71;
+/// The host's counters stopped across entry.
+pub const COUNTERS_STOP: u64 = 0x72;
+/// The traps of a hidden feature.
+pub const HIDDEN_FEATURES: u64 = 0x73;
+/// An event that emulation does not have: a pending SError at every entry.
+pub const SERROR: u64 = 0x74;
 /// An action: panic now.
 pub const PANIC: u64 = 0xFF;
 
 /// Every knob of this crate with its name, for the attack suite.
-pub const NAMES: [(&str, u64); 21] = [
+pub const NAMES: &[(&str, u64)] = &[
     ("RXTX_OWNERSHIP", RXTX_OWNERSHIP),
     ("CPU_ON_ENTRY", CPU_ON_ENTRY),
     ("CONTENTS_AFTER_MEASURE", CONTENTS_AFTER_MEASURE),
@@ -92,6 +107,11 @@ pub const NAMES: [(&str, u64); 21] = [
     ("LOG_CHARACTERS", LOG_CHARACTERS),
     ("VCPU_INSIDE", VCPU_INSIDE),
     ("VCPU_COUNT", VCPU_COUNT),
+    ("PAUTH_SWITCH", PAUTH_SWITCH),
+    ("DEBUG_OFF", DEBUG_OFF),
+    ("COUNTERS_STOP", COUNTERS_STOP),
+    ("HIDDEN_FEATURES", HIDDEN_FEATURES),
+    ("SERROR", SERROR),
     ("PANIC", PANIC),
 ];
 

@@ -38,6 +38,19 @@ registers! {
     tpidr_el1: "tpidr_el1", par: "par_el1", csselr: "csselr_el1", cntkctl: "cntkctl_el1", mdscr: "mdscr_el1",
 }
 
+#[cfg(feature = "fault-knobs")]
+impl El1 {
+    /// Fault knob: leaves the keys of `self`, the host's, in place.
+    pub fn restore_keys(&self, features: &Features) {
+        self.optional.restore_keys(features);
+    }
+
+    /// Fault knob: leaves debugging enabled as the host has it.
+    pub fn restore_debug(&self) {
+        msr!("mdscr_el1", self.mdscr);
+    }
+}
+
 impl El1 {
     const fn with_reset_sctlr(mut self) -> Self {
         self.sctlr = 0x30d0_0800;
@@ -85,7 +98,7 @@ impl Optional {
         state
     }
 
-    fn restore(&self, features: &Features) {
+    fn restore_keys(&self, features: &Features) {
         if features.pauth {
             let [ia_lo, ia_hi, ib_lo, ib_hi, da_lo, da_hi, db_lo, db_hi, ga_lo, ga_hi] = self.keys;
             msr!(register!(apiakeylo_el1), ia_lo);
@@ -99,6 +112,10 @@ impl Optional {
             msr!(register!(apgakeylo_el1), ga_lo);
             msr!(register!(apgakeyhi_el1), ga_hi);
         }
+    }
+
+    fn restore(&self, features: &Features) {
+        self.restore_keys(features);
         if features.tcr2 {
             msr!(register!(tcr2_el1), self.tcr2);
         }
@@ -189,9 +206,9 @@ pub struct HostTimer {
 const PMCR_E: u64 = 1;
 
 impl HostTimer {
-    /// Sets the host's timer aside, arms our own for its deadline, so that the host is not kept waiting, and stops
-    /// the host's event counters.
-    pub fn save(features: &Features) -> Self {
+    /// Sets the host's timer aside, arms our own for its deadline, so that the host is not kept waiting, and with
+    /// `stop_counters` the host's event counters.
+    pub fn save(features: &Features, stop_counters: bool) -> Self {
         let timer = Self {
             ctl: mrs!("cntv_ctl_el0"),
             cval: mrs!("cntv_cval_el0"),
@@ -201,7 +218,7 @@ impl HostTimer {
             msr!("cnthp_cval_el2", timer.cval); // CNTVOFF_EL2 is 0: both count alike
             msr!("cnthp_ctl_el2", TIMER_ENABLE);
         }
-        if features.pmu {
+        if features.pmu && stop_counters {
             msr!("pmcr_el0", timer.pmcr & !PMCR_E & 0xff); // the upper fields are read-only
         }
         timer

@@ -160,6 +160,18 @@ pub fn weaken(register_traps: bool, interrupt_routing: bool) {
     isb();
 }
 
+/// Fault knob: opens the fine-grained traps of a hidden register, TPIDR2_EL0, on this CPU, or closes them.
+#[cfg(feature = "fault-knobs")]
+pub fn weaken_hidden(features: &Features, open: bool) {
+    const N_TPIDR2_EL0: u64 = 1 << 55;
+    if features.fgt {
+        let traps = if open { N_TPIDR2_EL0 } else { 0 };
+        msr!(register!(hfgrtr_el2), traps);
+        msr!(register!(hfgwtr_el2), traps);
+        isb();
+    }
+}
+
 /// Switches the control registers back to the host's.
 pub fn leave_partition(host_root: u64, host_vmid: u16) {
     msr!("cptr_el2", CPTR_HOST);

@@ -28,6 +28,8 @@ const FSC_EXTERNAL: u64 = 0x10;
 const ISS_IL: u64 = 1 << 25;
 const ISS_WNR: u64 = 1 << 6;
 const ISS_S1PTW: u64 = 1 << 7;
+/// SPSR_EL2.SS: software step, active-not-pending.
+const SPSR_SS: u64 = 1 << 21;
 /// Address bit that tells the kernel's half from the processes'.
 const TTBR1_HALF: u64 = 1 << 55;
 
@@ -57,6 +59,8 @@ extern "C" fn host_exception(frame: &mut Frame, vector: u64) {
 /// Returns past the trapped instruction.
 fn skip() {
     msr!("elr_el2", mrs!("elr_el2").wrapping_add(4));
+    // A kernel that steps itself gets its step exception behind the instruction, as if it had run.
+    msr!("spsr_el2", mrs!("spsr_el2") & !SPSR_SS);
 }
 
 fn calls(frame: &mut Frame) -> &mut [u64; 18] {
@@ -74,6 +78,8 @@ fn smc(frame: &mut Frame, esr: u64) {
         return world::lock().host_refuse(registers);
     }
     let outcome = world::host_call(cpu, registers);
+    #[cfg(feature = "fault-knobs")]
+    super::el2::weaken_hidden(world::features(), world::skips(hyp_core::knob::HIDDEN_FEATURES));
     match outcome {
         Outcome::Return => {}
         Outcome::Enter { slot, vcpu } => vcpu::run(cpu, slot, vcpu, registers),

@@ -7,6 +7,8 @@ use hyp_core::{Exit, knob};
 use stage2::{HOST_VMID, Slot};
 
 use super::context::{El1, HostSimd, HostTimer, Simd};
+#[cfg(feature = "fault-knobs")]
+use super::features::Features;
 use super::interrupts::Interrupts;
 use super::sysreg::{mrs, msr};
 use super::{el2, gic, idregs};
@@ -107,6 +109,35 @@ unsafe extern "C" {
     static guest_vectors: u8;
 }
 
+/// Fault knobs: takes back what the switch of EL1 state just did.
+#[cfg(feature = "fault-knobs")]
+fn weaken(features: &Features, host: &El1) {
+    if world::skips(knob::PAUTH_SWITCH) {
+        host.restore_keys(features);
+    }
+    if world::skips(knob::DEBUG_OFF) {
+        host.restore_debug();
+    }
+    el2::weaken_hidden(features, world::skips(knob::HIDDEN_FEATURES));
+}
+
+/// Fault knob: enters a vCPU, or, instead of its first instruction, takes the SError that emulation never has.
+///
+/// # Safety
+/// As for `enter_guest`.
+#[cfg(feature = "fault-knobs")]
+unsafe fn enter(registers: *mut Registers) -> u64 {
+    unsafe extern "C" {
+        fn enter_guest_with_serror(registers: *mut Registers) -> u64;
+    }
+    if world::skips(knob::SERROR) {
+        // SAFETY: the caller's promise.
+        return unsafe { enter_guest_with_serror(registers) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { enter_guest(registers) }
+}
+
 /// What one turn of a vCPU ended with.
 fn decode(vector: u64, vcpu: &mut Vcpu) -> Option<Exit> {
     match vector {
@@ -169,7 +200,7 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
     let host_el1 = El1::save(features);
     let simd_switched = !world::skips(knob::SIMD_SWITCH);
     host_simd.save(features);
-    let host_timer = HostTimer::save(features);
+    let host_timer = HostTimer::save(features, !world::skips(knob::COUNTERS_STOP));
     gic::partition_interrupts(cpu, true);
     let last = LAST.get(cpu).and_then(|partitions| partitions.get(slot.index()));
     let mut forget = last.is_none_or(|last| last.swap(vcpu, Ordering::Relaxed) != vcpu);
@@ -181,6 +212,8 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
         #[cfg(feature = "fault-knobs")]
         el2::weaken(world::skips(knob::REGISTER_TRAPS), world::skips(knob::INTERRUPT_ROUTING));
         guest.el1.restore(features);
+        #[cfg(feature = "fault-knobs")]
+        weaken(features, &host_el1);
         if simd_switched {
             guest.simd.restore();
         }
@@ -190,7 +223,11 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
         // What needs no policy (ID registers) goes on at once.
         let (vector, mut exit) = loop {
             // SAFETY: the context is exclusively ours; vectors are the partition's.
+            #[cfg(not(feature = "fault-knobs"))]
             let vector = unsafe { enter_guest(&raw mut guest.registers) };
+            // SAFETY: as above.
+            #[cfg(feature = "fault-knobs")]
+            let vector = unsafe { enter(&raw mut guest.registers) };
             if let Some(exit) = decode(vector, guest) {
                 break (vector, exit);
             }

@@ -107,8 +107,9 @@ guest_vectors:
 
 // enter_guest(x0: *mut GuestRegisters) -> x0: vector number (0 synchronous, 1 IRQ, 2 FIQ, 3 SError, +4 AArch32).
 // GuestRegisters: x0-x30 at 0, ELR at 248, SPSR at 256.
-.global enter_guest
-enter_guest:
+.macro enter_by name, last:vararg
+.global \name
+\name:
     sub     sp, sp, #112
     stp     x19, x20, [sp]
     stp     x21, x22, [sp, #16]
@@ -136,9 +137,16 @@ enter_guest:
     ldp     x28, x29, [x0, #224]
     ldr     x30, [x0, #240]
     ldp     x0, x1, [x0]
-    eret
+    \last
     dsb     nsh
     isb
+.endm
+
+enter_by enter_guest, eret
+.if FAULT_KNOBS
+// As if an SError had been pending when the partition was entered; emulation has none.
+enter_by enter_guest_with_serror, b guest_vectors + 0x580
+.endif
 
 guest_exit:                         // x1 = number, guest's x0 and x1 on the stack
     ldr     x0, [sp, #112]          // 16 + 96

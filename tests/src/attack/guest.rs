@@ -18,7 +18,7 @@ use crate::report::ask;
 use crate::sys;
 
 /// Has a fresh probe commit an act that must end it for one of these causes; none if it did, else what it got.
-fn ends(scene: &Scene<'_>, kind: u32, args: [u64; 4], causes: &[u64]) -> Result<Option<[u64; 4]>> {
+pub fn ends(scene: &Scene<'_>, kind: u32, args: [u64; 4], causes: &[u64]) -> Result<Option<[u64; 4]>> {
     let mut partition = scene.plain_partition()?;
     let answer = partition.act(kind, args)?;
     scene.host.destroy(partition.id())?;
@@ -87,7 +87,7 @@ pub fn writes_read_only(scene: &Scene<'_>) -> Result<Outcome> {
 /// Registers of [`REGISTERS`] that a partition may read, with the bits that must be zero in what it reads: identification
 /// hides what is not switched (fields: Arm ARM D24.2), and CNTKCTL_EL1 and MDSCR_EL1 are not on this list but trap or are
 /// its own.
-const READABLE: [(&str, u64); 9] = [
+const READABLE: [(&str, u64); 10] = [
     // EL2, EL3; RAS, SVE; MPAM, AMU.
     ("ID_AA64PFR0_EL1", 0xFF00 | 0xFF << 28 | 0xFF << 40),
     // MTE, RAS_frac, MPAM_frac, SME, and all above CSV2_frac.
@@ -101,6 +101,7 @@ const READABLE: [(&str, u64); 9] = [
     ("ID_AA64MMFR1_EL1", 0xF00 | 0xF << 16),
     // NV.
     ("ID_AA64MMFR2_EL1", 0xF << 24),
+    ("ID_AA64MMFR3_EL1", !0),
     ("MIDR_EL1", 0),
     ("MPIDR_EL1", 0),
 ];

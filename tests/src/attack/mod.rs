@@ -7,11 +7,12 @@
 mod cpu;
 mod device;
 mod give;
-mod guest;
+pub mod guest;
 mod malformed;
 mod memory;
 mod messages;
 mod vcpu;
+pub mod state;
 mod vmm;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -100,6 +101,10 @@ pub const ATTACKS: &[Attack] = &[
     raw("partition-sends-sgis", vcpu::sends_sgis, &[InterruptRouting]),
     raw("partition-smc-storm", guest::smc_storm, &[InterruptRouting]),
     raw("give-recall-race", give::race, &[SkipScrubOnRecall]),
+    raw("pauth-keys-leak", state::pauth_leak, &[PauthSwitch]),
+    raw("breakpoint-leak", state::debug_leak, &[DebugOff]),
+    raw("counter-leak", state::counter_leak, &[CountersStop]),
+    raw("hidden-feature", state::hidden_feature, &[HiddenFeatures]),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },
 ];
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::verdict::{Outcome, Verdicts};
 use crate::build::{self, Contents, Products, Variant, cargo};
-use crate::machine::{Deployment, Machine};
+use crate::machine::{Deployment, Machine, Overrides};
 use crate::paths::Paths;
 use crate::setup::Setup;
 use crate::vm::event::Event;
@@ -29,6 +29,15 @@ pub struct Suite {
     pub description: String,
     /// The machine, from `qemu-configs/`.
     pub machine: String,
+    /// CPU models: with `smp`, the suite runs once on each with each number of CPUs, as `NAME-CPU-SMP`.
+    #[serde(default)]
+    pub cpus: Vec<String>,
+    /// Numbers of CPUs.
+    #[serde(default)]
+    pub smp: Vec<u32>,
+    /// `CPU-SMP` of what runs without `--slow`; the rest is slow.
+    #[serde(default)]
+    pub quick: Vec<String>,
     /// Run on the machine without the hypervisor.
     #[serde(default)]
     pub bare: bool,
@@ -75,9 +84,39 @@ impl Suite {
                 suite.name =
                     file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
                 anyhow::ensure!(!suite.command.is_empty(), "{} has no command", file.display());
-                Ok(suite)
+                suite.expanded()
             })
-            .collect()
+            .collect::<Result<Vec<_>>>()
+            .map(|suites| suites.concat())
+    }
+
+    /// The suite on each of its CPUs.
+    fn expanded(self) -> Result<Vec<Self>> {
+        anyhow::ensure!(self.cpus.is_empty() == self.smp.is_empty(), "{}: cpus without smp", self.name);
+        if self.cpus.is_empty() {
+            return Ok(vec![self]);
+        }
+        let pairs = self.cpus.iter().flat_map(|cpu| self.smp.iter().map(move |smp| (cpu, smp)));
+        let suites: Vec<Self> = pairs
+            .map(|(cpu, smp)| {
+                let pair = format!("{cpu}-{smp}");
+                Self {
+                    name: format!("{}-{pair}", self.name),
+                    cpus: vec![cpu.clone()],
+                    smp: vec![*smp],
+                    slow: self.slow || !self.quick.contains(&pair),
+                    ..self.clone()
+                }
+            })
+            .collect();
+        let known = |pair: &String| suites.iter().any(|suite| suite.name == format!("{}-{pair}", self.name));
+        anyhow::ensure!(self.quick.iter().all(known), "{}: quick names a pair that is none", self.name);
+        Ok(suites)
+    }
+
+    /// The CPUs that it runs on, if not the machine's own.
+    fn overrides(&self) -> Overrides {
+        Overrides { cpu: self.cpus.first().cloned(), smp: self.smp.first().copied(), ..Overrides::default() }
     }
 
     /// The tests whose full name contains `filter`.
@@ -129,6 +168,7 @@ fn run_machine(
 ) -> Result<()> {
     let products = build::all(paths, setup, suite.variant())?;
     let mut machine = Machine::load(paths, &suite.machine)?;
+    machine.apply(&suite.overrides())?;
     if !suite.append.is_empty() {
         machine.command_line = format!("{} {}", machine.command_line, suite.append);
     }
@@ -265,6 +305,22 @@ mod tests {
             names.dedup();
             assert_eq!(names.len(), suite.tests.len(), "{} names a test twice", suite.name);
         }
+    }
+
+    #[test]
+    fn suites_of_several_cpus_are_computed() {
+        let suites = Suite::load_all(&Paths::discover().unwrap()).unwrap();
+        let matrix: Vec<&Suite> = suites
+            .iter()
+            .filter(|suite| suite.name.starts_with("matrix-") && !suite.cpus.is_empty())
+            .collect();
+        assert_eq!(matrix.len(), 9);
+        assert_eq!(matrix.iter().filter(|suite| !suite.slow).count(), 5);
+        let one = matrix.iter().find(|suite| suite.name == "matrix-cortex-a710-4").unwrap();
+        assert_eq!((one.overrides().cpu.as_deref(), one.overrides().smp), (Some("cortex-a710"), Some(4)));
+        let mut wrong = (*one).clone();
+        wrong.quick = vec!["other-1".into()];
+        assert!(wrong.expanded().is_err());
     }
 
     #[test]

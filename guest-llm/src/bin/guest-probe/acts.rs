@@ -6,7 +6,7 @@ use guest_llm::{arch, ffa};
 use hyp_abi::ffa::error::INVALID_PARAMETERS;
 use hyp_abi::session::probe::{self, EXECUTED, PATTERN_SIZE};
 
-use crate::{alias, calls, crew, registers, simd};
+use crate::{alias, calls, crew, debug, pauth, registers, simd};
 
 /// What acts work on.
 pub struct Probe {
@@ -72,6 +72,8 @@ impl Probe {
             probe::FFA_CALL => return ffa_call(args, pattern, values),
             probe::LOG => return log(pattern),
             probe::BOOT_STATE => values[..2].copy_from_slice(&self.boot_state),
+            probe::PAUTH => *values = pauth::sign(first, second, third),
+            probe::DEBUG => *values = debug::open(first, second),
             _ => return INVALID_PARAMETERS,
         }
         0

@@ -12,6 +12,10 @@ mod calls;
 #[cfg(target_os = "none")]
 mod crew;
 #[cfg(target_os = "none")]
+mod debug;
+#[cfg(target_os = "none")]
+mod pauth;
+#[cfg(target_os = "none")]
 mod preamble;
 #[cfg(target_os = "none")]
 mod registers;

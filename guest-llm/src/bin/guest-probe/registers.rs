@@ -88,6 +88,9 @@ registers! {
     rw "AMCR_EL0" "S3_3_C13_C2_0";
     rw "MPAM1_EL1" "S3_0_C10_C5_0";
     rw "LORC_EL1" "S3_0_C10_C4_3";
+    rw "TPIDR2_EL0" "S3_3_C13_C0_5";
+    ro "ID_AA64MMFR3_EL1" "S3_0_C0_C7_3";
+    rw "PIR_EL1" "S3_0_C10_C2_3";
 }
 
 // The numbers mean the same on both sides.
