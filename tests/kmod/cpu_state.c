@@ -303,6 +303,9 @@ static int attack_register(struct flexattack_register *request)
 {
 	u64 value = request->value;
 
+	/* SME as a kernel that knew it would have it: else this kernel's own setting comes first. */
+	sysreg_clear_set(cpacr_el1, 0, 3 << 24);
+	isb();
 	switch (request->number) {
 #define REGISTER(number, op0, op1, crn, crm, op2) \
 	case number: \

@@ -1,5 +1,6 @@
 //! Suites: each boots one machine and gets many verdicts out of it. They are described in `tests/suites/*.toml`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -38,6 +39,9 @@ pub struct Suite {
     /// `CPU-SMP` of what runs without `--slow`; the rest is slow.
     #[serde(default)]
     pub quick: Vec<String>,
+    /// Further machine options for some CPU models.
+    #[serde(default)]
+    pub options: BTreeMap<String, Vec<String>>,
     /// Run on the machine without the hypervisor.
     #[serde(default)]
     pub bare: bool,
@@ -169,6 +173,7 @@ fn run_machine(
     let products = build::all(paths, setup, suite.variant())?;
     let mut machine = Machine::load(paths, &suite.machine)?;
     machine.apply(&suite.overrides())?;
+    machine.machine.extend(suite.options.get(&machine.cpu).into_iter().flatten().cloned());
     if !suite.append.is_empty() {
         machine.command_line = format!("{} {}", machine.command_line, suite.append);
     }
