@@ -144,6 +144,11 @@ pub fn write_register(number: u32, value: u64) -> Result<End> {
     run("register", &[format!("{number:x}"), format!("{value:x}")])
 }
 
+/// Has a process start streaming mode (SME).
+pub fn start_streaming() -> Result<End> {
+    run("streaming", &[])
+}
+
 /// A process that owns a running partition with a secret in it. It must be killed.
 pub struct Owner {
     child: Child,
@@ -241,6 +246,10 @@ pub fn main(arguments: &[String]) -> Result<()> {
                 Some(value) => Ok(module.write_register(which, number(value)?)?),
                 None => say(&[module.read_register(which)?]),
             }
+        }
+        "streaming" => {
+            crate::syscall::start_streaming();
+            Ok(())
         }
         "memory" => {
             let bytes = (number(arguments.first().context("no size")?)? << 20) as usize;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use flexserve::image::Image;
 use hyp_abi::service::crash;
 use hyp_abi::session::probe::{self, REGISTERS};
+use nix::sys::signal::Signal;
 
 use crate::attack::{self, Outcome, Scene};
 use crate::child::{self, End};
@@ -61,8 +62,9 @@ const SWITCHED_REST: &str = "switched-el1-registers";
 type Test = fn(&Scene<'_>) -> Result<String>;
 
 /// Tests that are more than an entry of a table.
-const TESTS: [(&str, Test); 6] = [
+const TESTS: [(&str, Test); 7] = [
     ("hidden-others", hidden_others),
+    ("hidden-from-processes", hidden_from_processes),
     ("vectors-on-every-cpu", vectors_on_every_cpu),
     ("pauth-keys-differ", |scene| blocked(attack::state::pauth_leak(scene))),
     ("breakpoints-are-off", |scene| blocked(attack::state::debug_leak(scene))),
@@ -155,9 +157,31 @@ fn ends_the_task(register: &str) -> Result<()> {
     }
 }
 
-fn hidden_others(_: &Scene<'_>) -> Result<String> {
+/// Identification registers that name nothing but hidden features.
+const ALL_HIDDEN: [&str; 3] = ["ID_AA64PFR2_EL1", "ID_AA64SMFR0_EL1", "ID_AA64DFR1_EL1"];
+
+fn hidden_others(scene: &Scene<'_>) -> Result<String> {
+    for register in ALL_HIDDEN {
+        let value = scene.host.module.read_register(number(register)?).context("the attack module")?;
+        ensure!(value == 0, "the host's {register} is {value:#x}");
+    }
     HIDDEN_REGISTERS.iter().try_for_each(|register| ends_the_task(register))?;
     Ok(format!("{HIDDEN_REGISTERS:?} end the task"))
+}
+
+/// What the host's kernel offers its processes, and what an instruction does that it does not offer.
+fn hidden_from_processes(_: &Scene<'_>) -> Result<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo")?;
+    let line = info.lines().find_map(|line| line.strip_prefix("Features")).context("no features")?;
+    let hidden: Vec<_> = line
+        .split_ascii_whitespace()
+        .filter(|name| ["sme", "mte", "poe", "gcs"].iter().any(|start| name.starts_with(start)))
+        .collect();
+    ensure!(hidden.is_empty() && line.contains("asimd"), "processes have {hidden:?}");
+    match child::start_streaming()? {
+        End::Killed(Signal::SIGILL) => Ok("SMSTART is an illegal instruction".into()),
+        other => bail!("SMSTART: {other:?}"),
+    }
 }
 
 /// Enters a partition that uses all it has, with the host's state planted.
@@ -300,6 +324,6 @@ mod tests {
                 assert!(number(name).is_ok() && REGISTERS.contains(&name), "{name}");
             }
         }
-        assert!(HIDDEN_REGISTERS.iter().all(|name| number(name).is_ok()));
+        assert!(HIDDEN_REGISTERS.iter().chain(&ALL_HIDDEN).all(|name| number(name).is_ok()));
     }
 }

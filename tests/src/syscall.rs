@@ -25,6 +25,19 @@ pub fn membarrier() -> Result<()> {
     Ok(())
 }
 
+/// Starts SME's streaming mode; a process that must not have it ends by SIGILL.
+pub fn start_streaming() {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: SMSTART touches vectors only, which are declared; where it is allowed, SMSTOP follows.
+    unsafe {
+        std::arch::asm!(".inst 0xd503477f", ".inst 0xd503467f", out("v0") _, out("v1") _, out("v2") _, out("v3") _,
+            out("v4") _, out("v5") _, out("v6") _, out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _,
+            out("v12") _, out("v13") _, out("v14") _, out("v15") _, out("v16") _, out("v17") _, out("v18") _,
+            out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _, out("v24") _, out("v25") _,
+            out("v26") _, out("v27") _, out("v28") _, out("v29") _, out("v30") _, out("v31") _, options(nostack));
+    }
+}
+
 /// A timer that fires periodically.
 #[derive(Debug)]
 pub struct Timer(std::os::fd::OwnedFd);

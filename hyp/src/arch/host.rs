@@ -72,6 +72,10 @@ fn calls(frame: &mut Frame) -> &mut [u64; 18] {
 }
 
 fn smc(frame: &mut Frame, esr: u64) {
+    #[cfg(feature = "fault-knobs")]
+    if world::skips(hyp_core::knob::SERROR) {
+        host_exception(frame, 3); // as if it had come first
+    }
     let cpu = mrs!("tpidr_el2") as usize;
     let registers = calls(frame);
     if esr & 0xffff != 0 {

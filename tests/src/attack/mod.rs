@@ -105,6 +105,7 @@ pub const ATTACKS: &[Attack] = &[
     raw("breakpoint-leak", state::debug_leak, &[DebugOff]),
     raw("counter-leak", state::counter_leak, &[CountersStop]),
     raw("hidden-feature", state::hidden_feature, &[HiddenFeatures]),
+    raw("vectors-leak", state::vectors_leak, &[SimdSwitch]),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },
 ];
 

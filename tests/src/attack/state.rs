@@ -29,6 +29,17 @@ fn act(
     partition.act_by(kind, args, &mut |partition| cpu_state::enter(scene.host, partition, setting, seen))
 }
 
+/// What the host has in whole vectors, predicates and FFR gets lost to a partition that uses SIMD.
+pub fn vectors_leak(scene: &Scene<'_>) -> Result<Outcome> {
+    let (mut partition, mut seen, none) = (scene.plain_partition()?, Seen::default(), Setting::default());
+    act(scene, &mut partition, probe::SIMD, [9, 0, 20, 0], none, &mut seen)?.values()?;
+    let found = format!(
+        "{} bytes of vectors of {} bytes changed over {} entries",
+        seen.vector_changes, seen.vector_bytes, seen.entries
+    );
+    Ok(if seen.vector_changes == 0 { Outcome::Blocked(found) } else { Outcome::Succeeded(found) })
+}
+
 /// A partition has the host's pointer authentication keys, and could sign for it.
 pub fn pauth_leak(scene: &Scene<'_>) -> Result<Outcome> {
     let (mut partition, mut seen, none) = (scene.plain_partition()?, Seen::default(), Setting::default());

@@ -97,9 +97,12 @@ fn list(paths: &Paths, suites: &[Suite], args: &TestArgs) {
         if tests.is_empty() {
             continue;
         }
-        boots += 1;
+        // Where tests end the machine, each takes a boot.
+        let count = if suite.resets { tests.len() as u32 } else { 1 };
+        boots += count;
         seconds += suite.seconds;
-        println!("1 boot of {}, about {} s: {}", suite.machine, suite.seconds, suite.description);
+        let what = if count == 1 { "1 boot".to_owned() } else { format!("{count} boots") };
+        println!("{what} of {}, about {} s: {}", suite.machine, suite.seconds, suite.description);
         for test in tests {
             println!("  {}::{test}", suite.name);
         }
