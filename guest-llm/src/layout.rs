@@ -3,6 +3,7 @@
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{self, MAX_REGIONS, Manifest, Region, access, kind, layout};
 use hyp_abi::session::SESSION_PAGES;
+use hyp_abi::virtio::VIRTIO_PAGES;
 
 /// Bytes of each of the three windows of the image: code, read-only data, data with the stack. `link.ld` says the same.
 pub const WINDOW_SIZE: u64 = 4 << 20;
@@ -25,8 +26,10 @@ pub mod region {
     pub const HEAP: u64 = 3;
     /// Session pages.
     pub const SESSION: u64 = 4;
+    /// Virtio pages.
+    pub const VIRTIO: u64 = 5;
     /// Model file.
-    pub const MODEL: u64 = 5;
+    pub const MODEL: u64 = 6;
 }
 
 const fn of(ipa: u64, size: u64, kind: u32, access: u32) -> Region {
@@ -42,13 +45,15 @@ pub const fn manifest(name: [u8; 16]) -> Manifest {
     regions[region::HEAP as usize] = of(layout::HEAP, HEAP_MAX, kind::ZERO, access::READ | access::WRITE);
     regions[region::SESSION as usize] =
         of(layout::SESSION, SESSION_PAGES * PAGE_SIZE, kind::SHARED, access::READ | access::WRITE);
+    regions[region::VIRTIO as usize] =
+        of(layout::VIRTIO, VIRTIO_PAGES * PAGE_SIZE, kind::SHARED, access::READ | access::WRITE);
     regions[region::MODEL as usize] = of(layout::MODEL, MODEL_MAX, kind::MODEL, access::READ);
     Manifest {
         magic: manifest::MAGIC,
         version: manifest::VERSION,
         vcpu_count: VCPU_COUNT as u32,
         entry: TEXT,
-        region_count: 6,
+        region_count: 7,
         reserved: 0,
         name,
         regions,
@@ -80,6 +85,7 @@ mod tests {
         }));
         assert_eq!(used[region::HEAP as usize].ipa, layout::HEAP);
         assert_eq!(used[region::SESSION as usize].kind, kind::SHARED);
+        assert_eq!(used[region::VIRTIO as usize].ipa, layout::VIRTIO);
         assert_eq!(used[region::MODEL as usize].kind, kind::MODEL);
     }
 }

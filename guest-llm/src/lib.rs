@@ -18,6 +18,7 @@ pub mod pool;
 pub mod serve;
 #[cfg(target_os = "none")]
 pub mod vcpu;
+pub mod virtio;
 
 pub use hyp_abi as abi;
 

@@ -25,6 +25,7 @@ pub mod report;
 pub mod session;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod virtio;
 pub mod vmm;
 
 #[cfg(test)]

@@ -92,6 +92,8 @@ pub mod layout {
     pub const HEAP: u64 = 0x2_0000_0000;
     /// Session pages.
     pub const SESSION: u64 = 0x4_0000_0000;
+    /// Pages of virtio devices.
+    pub const VIRTIO: u64 = SESSION + (2 << 20);
     /// Model file.
     pub const MODEL: u64 = 0x8_0000_0000;
 }
