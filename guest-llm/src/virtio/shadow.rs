@@ -173,11 +173,13 @@ impl Shadow {
             let slot = usize::from(self.used % self.size);
             let id = (word(self.device.shared, slot) >> 32) as u32;
             let length = word(self.device.shared, slot + 1) as u32;
-            let posted = usize::try_from(id).ok().and_then(|id| self.posted.get_mut(id));
-            let posted = posted.and_then(Option::take).ok_or(Fault::Token)?;
-            if length > posted.writable {
+            let place =
+                usize::try_from(id).ok().and_then(|id| self.posted.get_mut(id)).ok_or(Fault::Token)?;
+            if length > place.ok_or(Fault::Token)?.writable {
+                // It stays posted: its driver waits for it until the device is given up.
                 return Err(Fault::Length);
             }
+            *place = None;
             self.last_length = length;
             self.show(slot, id, length);
         }

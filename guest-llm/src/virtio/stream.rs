@@ -165,13 +165,17 @@ impl<A: Access, D: Doorbell> Stream<A, D> {
         if !event.matches_connection(&self.info, self.socket.guest_cid()) {
             return Err(self.device.give_up(Fault::Protocol));
         }
+        // An end's counters mean nothing.
+        if let VsockEventType::Disconnected { .. } = event.event_type {
+            self.state = State::Closed;
+            return Ok(());
+        }
         let status = &event.buffer_status;
         let known = self.counters.update(status.buffer_allocation, status.forward_count);
         known.map_err(|fault| self.device.give_up(fault))?;
         self.info.update_for_event(event);
         match (&event.event_type, self.state) {
             (VsockEventType::Connected, State::Connecting) => self.state = State::Open,
-            (VsockEventType::Disconnected { .. }, _) => self.state = State::Closed,
             (VsockEventType::Received { length }, State::Open) => {
                 let received =
                     u32::try_from(*length).ok().and_then(|n| self.counters.received.checked_add(n));

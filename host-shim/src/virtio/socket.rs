@@ -203,6 +203,7 @@ impl Socket {
         if let Some(slice) = packet.data_slice() {
             slice.copy_from(&bytes);
         }
+        let is_stream = port == STREAM_PORT && peer == self.port && pipe.connected;
         pipe.reported = pipe.forwarded;
         packet.set_header_from_raw(&[0; PKT_HEADER_SIZE]).map_err(broken)?;
         packet
@@ -214,8 +215,8 @@ impl Socket {
             .set_op(op)
             .set_len(bytes.len() as u32)
             .set_flags(if op == op::SHUTDOWN { 3 } else { 0 })
-            .set_buf_alloc(WINDOW as u32)
-            .set_fwd_cnt(pipe.forwarded);
+            .set_buf_alloc(if is_stream { WINDOW as u32 } else { 0 })
+            .set_fwd_cnt(if is_stream { pipe.forwarded } else { 0 });
         self.sent = self.sent.wrapping_add(bytes.len() as u32);
         Ok((PKT_HEADER_SIZE + bytes.len()) as u32)
     }
@@ -241,7 +242,9 @@ impl Device for Socket {
     }
 
     fn reset(&mut self) {
-        self.end.pipe().connected = false;
+        let mut pipe = self.end.pipe();
+        // What came stays readable.
+        *pipe = Pipe { incoming: std::mem::take(&mut pipe.incoming), ..Pipe::default() };
         self.control.clear();
     }
 
