@@ -7,9 +7,12 @@ use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error;
 use hyp_abi::manifest::{kind, layout};
 use hyp_abi::session::{SESSION_PAGES, Session};
+use hyp_abi::virtio::{Page, Region, VIRTIO_PAGES};
 
 use crate::ffa::{self, Status};
 use crate::layout::{HEAP_MAX, MODEL_MAX, region};
+use crate::virtio::Doorbell;
+use crate::virtio::pool::{Access, PRIVATE_PAGES, Pool};
 
 /// Every vCPU may allocate, though those that help with a job do not. The lock is held for short, without interrupts; the
 /// host may stop its holder, and then delays the others.
@@ -103,6 +106,62 @@ pub fn grow() {
         // SAFETY: `end` is the heap's, kept under the lock; the pages behind it were given since, and nobody else uses the
         // region.
         END.store(unsafe { heap.extend(end, new_end) }.as_ptr(), Ordering::Release);
+    }
+}
+
+/// The pool of all virtio devices, once [`take_virtio`] made it.
+pub struct SharedPool;
+
+static POOL: spin::Mutex<Option<Pool>> = spin::Mutex::new(None);
+
+impl Access for SharedPool {
+    fn with<R>(act: impl FnOnce(&mut Pool) -> R) -> Option<R> {
+        POOL.lock().as_mut().map(act)
+    }
+}
+
+/// The host, which looks at its devices when it is given the CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Host;
+
+impl Doorbell for Host {
+    fn ring(&self) {
+        ffa::give_way();
+    }
+}
+
+/// Shares the virtio pages and makes the pool; none if the host gave no such pages. Works once.
+///
+/// # Errors
+/// As [`take`].
+pub fn take_virtio() -> Result<Option<&'static Region>, Status> {
+    static PRIVATE: [Page; PRIVATE_PAGES] = [const { Page::new() }; PRIVATE_PAGES];
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(Status(error::DENIED));
+    }
+    match given(region::VIRTIO, layout::VIRTIO, VIRTIO_PAGES * PAGE_SIZE, kind::SHARED)? {
+        0 => return Ok(None),
+        size if size < size_of::<Region>() => return Err(Status(error::NO_MEMORY)),
+        _ => {}
+    }
+    for page in 0..VIRTIO_PAGES {
+        // SAFETY: no reference to the region exists yet; the one made below is to atomics only.
+        unsafe { ffa::share(layout::VIRTIO + page * PAGE_SIZE)? };
+    }
+    // SAFETY: as for the session in `take`.
+    let region = unsafe { &*(layout::VIRTIO as *const Region) };
+    *POOL.lock() = Some(Pool::new(region, layout::VIRTIO, &PRIVATE));
+    Ok(Some(region))
+}
+
+/// Starts the allocator on pages of the image, for an image that uses the heap region itself. Works once.
+pub fn start_allocator_on(pages: &'static [Page]) {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if !TAKEN.swap(true, Ordering::Relaxed) {
+        // SAFETY: pages of atomics may be written through a shared reference; the caller's has no other use, as this takes
+        // them for good.
+        let _ = unsafe { HEAP.lock().claim(pages.as_ptr().cast_mut().cast(), size_of_val(pages)) };
     }
 }
 

@@ -23,6 +23,7 @@ mod sys;
 #[allow(unsafe_code)]
 mod syscall;
 mod vcpus;
+mod virtio;
 
 use std::process::ExitCode;
 
@@ -55,9 +56,10 @@ fn run(arguments: &[String]) -> Result<()> {
         ["health-bare"] => health::run(true),
         ["matrix"] => matrix::run(),
         ["matrix-knobs"] => matrix::run_knobs(),
+        ["virtio"] => virtio::run(),
         ["child", ..] => child::main(&arguments[1..]),
         _ => bail!(
-            "usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus | messages | reset-during | matrix | matrix-knobs | health | health-bare"
+            "usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus | messages | reset-during | matrix | matrix-knobs | health | health-bare | virtio"
         ),
     }
 }

@@ -333,6 +333,17 @@ impl Window {
         unsafe { self.at(offset, 8).cast::<u64>().read_volatile() }
     }
 
+    /// Makes virtio memory of it. It stays mapped for good.
+    pub fn into_memory(self) -> Result<flexserve::virtio::Memory> {
+        let window = std::mem::ManuallyDrop::new(self);
+        let (protection, flags) = (nix::libc::PROT_READ | nix::libc::PROT_WRITE, nix::libc::MAP_SHARED);
+        // SAFETY: this is a mapping of that size and kind, and it is never unmapped.
+        let mapping = unsafe {
+            vm_memory::MmapRegion::build_raw(window.start.as_ptr().cast(), window.size, protection, flags)
+        };
+        Ok(flexserve::virtio::memory(mapping.context("the virtio pages")?)?)
+    }
+
     /// The session in it. Touch it only once the partition shares its pages.
     pub fn session(&self) -> &Session {
         assert!(self.size >= (SESSION_PAGES * PAGE_SIZE) as usize && size_of::<Session>() <= self.size);

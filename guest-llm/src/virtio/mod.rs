@@ -15,6 +15,7 @@
 use core::fmt;
 
 pub mod block;
+pub mod frames;
 pub mod pool;
 pub mod shadow;
 pub mod stream;
@@ -30,6 +31,8 @@ pub trait Doorbell {
 }
 
 /// Why a device was given up, or a request refused.
+///
+/// The order is part of the probe's interface (`hyp_abi::session::probe`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The slot has no device, or none of the kind that is looked for.

@@ -205,3 +205,55 @@ fn ends_are_noticed_after_the_last_byte() {
         Some(Fault::Closed)
     );
 }
+
+#[test]
+fn frames_pass_whole() {
+    use flexserve::virtio::frames::Frames as HostFrames;
+    use guest_llm::virtio::frames::Frames;
+    use hyp_abi::session::{Channel, MAX_FRAME, RingError};
+
+    let world = World::new();
+    let (stream, end, bell) = connected(&world);
+    let (mut here, mut there) = (Frames::new(stream), HostFrames(end.clone()));
+    let mut buffer = vec![0; MAX_FRAME];
+    assert_eq!(there.receive(&mut buffer), Ok(None));
+    for (kind, size) in [(1, 0), (2, 1), (3, 5000), (4, MAX_FRAME)] {
+        let payload = pattern(size);
+        let (first, second) = payload.split_at(size / 3);
+        assert_eq!(here.send(kind, first, second), Ok(true));
+        assert_eq!(there.receive(&mut buffer), Ok(Some((kind, size))));
+        assert_eq!(buffer[..size], payload);
+        assert_eq!(there.send(kind, second, first), Ok(true));
+        let mut received = Ok(None);
+        for _ in 0..10 {
+            guest_llm::virtio::Doorbell::ring(&bell);
+            received = here.receive(&mut buffer);
+            if received != Ok(None) {
+                break;
+            }
+        }
+        assert_eq!(received, Ok(Some((kind, size))));
+        assert_eq!(buffer[..size], [second, first].concat());
+    }
+    assert_eq!(there.send(1, &vec![0; MAX_FRAME + 1], &[]), Err(RingError::TooLong));
+    assert_eq!(here.send(1, &vec![0; MAX_FRAME], &[0]), Err(Fault::Protocol));
+    // Half a frame, then the end.
+    end.write(&[1, 0, 0, 0, 9, 0, 0, 0, 7]);
+    guest_llm::virtio::Doorbell::ring(&bell);
+    assert_eq!(here.receive(&mut buffer), Ok(None));
+    end.hang_up();
+    guest_llm::virtio::Doorbell::ring(&bell);
+    assert_eq!(here.receive(&mut buffer), Err(Fault::Closed));
+}
+
+#[test]
+fn frames_that_are_too_long_are_refused() {
+    use guest_llm::virtio::frames::Frames;
+    use hyp_abi::session::Channel;
+
+    let world = World::new();
+    let (stream, end, bell) = connected(&world);
+    end.write(&[1, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF]);
+    guest_llm::virtio::Doorbell::ring(&bell);
+    assert_eq!(Frames::new(stream).receive(&mut [0; 16]), Err(Fault::Protocol));
+}

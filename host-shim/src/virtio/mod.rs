@@ -8,6 +8,7 @@
 //! [`Devices::service`] is called whenever the partition came out to have its devices looked at.
 
 pub mod block;
+pub mod frames;
 pub mod socket;
 
 use std::sync::atomic::Ordering;

@@ -206,6 +206,17 @@ pub mod probe {
     /// Host to partition: takes debug exceptions while it reads a word and calls a function, `args[0]` times, with
     /// `args[1]` ticks between. Result: `values[0]` = address of the word, `values[1]` = of the function.
     pub const DEBUG: u32 = 0x271;
+    /// Host to partition: reads `args[2]` blocks of the block device in slot `args[0]` from block `args[1]` on. Result:
+    /// `values` = their SHA-256. Virtio acts answer status [`VIRTIO_FAULT`] + fault where the device is given up.
+    pub const VIRTIO_READ: u32 = 0x250;
+    /// Host to partition: writes `args[2]` blocks to slot `args[0]` from block `args[1]` on, made from seed `args[3]`, and
+    /// flushes. Result: `values` = their SHA-256.
+    pub const VIRTIO_WRITE: u32 = 0x251;
+    /// Host to partition: connects to port `args[0]` of the socket device and sends the first `args[1]` bytes that come back.
+    /// Result: `values[0]` = bytes sent.
+    pub const VIRTIO_ECHO: u32 = 0x252;
+    /// Status of a virtio act: this, plus the position of the fault in the partition's list.
+    pub const VIRTIO_FAULT: i32 = 0x100;
 
     /// Partition to host: the probe listens; no payload.
     pub const LISTENING: u32 = 0x300;
@@ -316,7 +327,7 @@ pub enum RingError {
 }
 
 /// Bytes of a frame's header: kind and length.
-const HEADER: usize = 8;
+pub const HEADER: usize = 8;
 
 impl Ring {
     fn used(&self) -> Result<usize, RingError> {
@@ -383,6 +394,61 @@ impl Ring {
     }
 }
 
+/// A channel of frames, at one end: the two rings, or a stream of bytes.
+pub trait Channel {
+    /// Why it cannot be used any more.
+    type Error;
+    /// Sends one frame made of two parts. Returns false when there is no room now.
+    fn send(&mut self, kind: u32, first: &[u8], second: &[u8]) -> Result<bool, Self::Error>;
+    /// Receives one frame into `buffer`. Returns its kind and length, or none when no whole frame is there.
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>, Self::Error>;
+}
+
+/// The rings as a channel.
+pub struct Rings<'s> {
+    /// To the other end.
+    pub outgoing: &'s Ring,
+    /// From the other end.
+    pub incoming: &'s Ring,
+}
+
+impl Channel for Rings<'_> {
+    type Error = RingError;
+
+    fn send(&mut self, kind: u32, first: &[u8], second: &[u8]) -> Result<bool, RingError> {
+        self.outgoing.send(kind, first, second)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>, RingError> {
+        self.incoming.receive(buffer)
+    }
+}
+
+/// Makes the header of a frame: kind and length of its payload.
+///
+/// # Errors
+/// TooLong beyond [`MAX_FRAME`].
+pub fn frame_header(kind: u32, length: usize) -> Result<[u8; HEADER], RingError> {
+    let mut header = [0; HEADER];
+    if length > MAX_FRAME {
+        return Err(RingError::TooLong);
+    }
+    let (first, second) = header.split_at_mut(4);
+    first.copy_from_slice(&kind.to_le_bytes());
+    second.copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(header)
+}
+
+/// Takes the header of a frame apart.
+///
+/// # Errors
+/// TooLong beyond [`MAX_FRAME`].
+pub fn parse_frame_header(header: [u8; HEADER]) -> Result<(u32, usize), RingError> {
+    let [a, b, c, d, e, f, g, h] = header;
+    let length = u32::from_le_bytes([e, f, g, h]) as usize;
+    if length > MAX_FRAME { Err(RingError::TooLong) } else { Ok((u32::from_le_bytes([a, b, c, d]), length)) }
+}
+
 /// The session pages. Valid when zeroed. Lies at [`crate::manifest::layout::SESSION`] in the partition.
 #[repr(C, align(4096))]
 pub struct Session {
@@ -411,6 +477,20 @@ mod tests {
             _pad1: [0; 15],
             data: [const { AtomicU8::new(0) }; RING_SIZE],
         })
+    }
+
+    #[test]
+    fn headers_are_bounded() {
+        assert_eq!(frame_header(7, MAX_FRAME).and_then(parse_frame_header), Ok((7, MAX_FRAME)));
+        assert_eq!(frame_header(7, MAX_FRAME + 1), Err(RingError::TooLong));
+        assert_eq!(parse_frame_header([0xFF; HEADER]), Err(RingError::TooLong));
+        let (one, two) = (ring(), ring());
+        let mut here = Rings { outgoing: &one, incoming: &two };
+        let mut there = Rings { outgoing: &two, incoming: &one };
+        let mut buffer = [0; 16];
+        assert_eq!(here.send(3, b"ab", b"c"), Ok(true));
+        assert_eq!(there.receive(&mut buffer), Ok(Some((3, 3))));
+        assert_eq!((&buffer[..3], here.receive(&mut buffer.clone())), (&b"abc"[..], Ok(None)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::sys::{Act, CODE_RETURNS, Mapping};
 pub const CODE: [u8; 12] = [0x5F, 0x24, 0x03, 0xD5, 0xC0, 0x1B, 0x98, 0xD2, 0xC0, 0x03, 0x5F, 0xD6];
 
 /// Judges what a read of the secret's page gave.
-fn judge_read(scene: &Scene<'_>, values: Option<Vec<u64>>, how: &str) -> Result<Outcome> {
+pub fn judge_read(scene: &Scene<'_>, values: Option<Vec<u64>>, how: &str) -> Result<Outcome> {
     match values.as_deref() {
         None => Ok(Outcome::Blocked(format!("{how} aborts"))),
         Some([word]) if scene.secret.has_word(*word) => {

@@ -13,6 +13,7 @@ mod memory;
 mod messages;
 mod vcpu;
 pub mod state;
+mod virtio;
 mod vmm;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -106,6 +107,8 @@ pub const ATTACKS: &[Attack] = &[
     raw("counter-leak", state::counter_leak, &[CountersStop]),
     raw("hidden-feature", state::hidden_feature, &[HiddenFeatures]),
     raw("vectors-leak", state::vectors_leak, &[SimdSwitch]),
+    raw("virtio-reads-private", virtio::reads_private, &[SkipHostUnmap]),
+    raw("virtio-writes-private", virtio::writes_private, &[SkipHostUnmap]),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },
 ];
 

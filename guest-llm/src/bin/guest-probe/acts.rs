@@ -6,18 +6,20 @@ use guest_llm::{arch, ffa};
 use hyp_abi::ffa::error::INVALID_PARAMETERS;
 use hyp_abi::session::probe::{self, EXECUTED, PATTERN_SIZE};
 
+use crate::virtio::Virtio;
 use crate::{alias, calls, crew, debug, pauth, registers, simd};
 
 /// What acts work on.
 pub struct Probe {
     heap: &'static mut [u64],
     boot_state: [u64; 2],
+    virtio: Virtio,
 }
 
 impl Probe {
     /// `boot_state`: registers that were not zero at the start.
     pub fn new(heap: &'static mut [u64], boot_state: [u64; 2]) -> Self {
-        Probe { heap, boot_state }
+        Probe { heap, boot_state, virtio: Virtio::default() }
     }
 
     /// Commits the act of command `kind`; returns the status for the report.
@@ -74,6 +76,9 @@ impl Probe {
             probe::BOOT_STATE => values[..2].copy_from_slice(&self.boot_state),
             probe::PAUTH => *values = pauth::sign(first, second, third),
             probe::DEBUG => *values = debug::open(first, second),
+            probe::VIRTIO_READ | probe::VIRTIO_WRITE | probe::VIRTIO_ECHO => {
+                return self.virtio.commit(kind, args, values);
+            }
             _ => return INVALID_PARAMETERS,
         }
         0

@@ -4,6 +4,9 @@
 #![cfg_attr(target_os = "none", no_main)]
 
 #[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
 mod acts;
 #[cfg(target_os = "none")]
 mod alias;
@@ -21,6 +24,8 @@ mod preamble;
 mod registers;
 #[cfg(target_os = "none")]
 mod simd;
+#[cfg(target_os = "none")]
+mod virtio;
 
 #[cfg(target_os = "none")]
 mod image {
