@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use hyp_abi::manifest::layout;
 use hyp_abi::service::{LOG_SIZE, MEASUREMENT_SIZE, run_exit};
 use hyp_abi::stats::{PartitionStats, SystemStats};
 use nix::errno::Errno;
@@ -13,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::error::{Code, Error, Result};
 use crate::machine::{CallError, Contents, Exit, Machine};
 use crate::sys::{self, Command, SessionMap};
+use crate::virtio;
 
 /// FLEXSERVE_API_VERSION that this program knows.
 const API_VERSION: u64 = 1;
@@ -102,6 +104,16 @@ impl Device {
             tables_held: out[8],
             pages_leaked: out[9],
         })
+    }
+
+    /// Maps the virtio pages of the partition, which were given mappable. It is not destroyed before they are unmapped.
+    ///
+    /// # Errors
+    /// Code 5 if they were not given.
+    pub fn map_virtio(&self) -> Result<virtio::Memory> {
+        let file = self.file.try_clone();
+        let file = file.map_err(|error| Error::protocol(format!("the virtio pages: {error}")))?;
+        virtio::map(file, layout::VIRTIO)
     }
 
     fn call(&self, command: Command<'_>) -> std::result::Result<[u64; sys::OUTPUTS], CallError> {

@@ -279,6 +279,11 @@ impl AttackModule {
         Ok(request.value)
     }
 
+    /// Maps a partition's virtio pages into this process, as its devices see them.
+    pub fn map_virtio(&self, address: u64) -> Result<flexserve::virtio::Memory> {
+        Ok(flexserve::virtio::map(self.file.try_clone()?, address)?)
+    }
+
     /// Maps allocated pages into this process. A touch of what the host may not touch ends it by SIGBUS.
     pub fn map(&self, address: u64, count: u64) -> Result<Window> {
         let size = NonZeroUsize::new((count * PAGE_SIZE) as usize).context("no pages to map")?;
@@ -331,17 +336,6 @@ impl Window {
         assert!(offset.is_multiple_of(8));
         // SAFETY: inside the mapping and aligned, since the mapping is.
         unsafe { self.at(offset, 8).cast::<u64>().read_volatile() }
-    }
-
-    /// Makes virtio memory of it. It stays mapped for good.
-    pub fn into_memory(self) -> Result<flexserve::virtio::Memory> {
-        let window = std::mem::ManuallyDrop::new(self);
-        let (protection, flags) = (nix::libc::PROT_READ | nix::libc::PROT_WRITE, nix::libc::MAP_SHARED);
-        // SAFETY: this is a mapping of that size and kind, and it is never unmapped.
-        let mapping = unsafe {
-            vm_memory::MmapRegion::build_raw(window.start.as_ptr().cast(), window.size, protection, flags)
-        };
-        Ok(flexserve::virtio::memory(mapping.context("the virtio pages")?)?)
     }
 
     /// The session in it. Touch it only once the partition shares its pages.

@@ -42,7 +42,7 @@ impl<'h> Equipped<'h> {
         let mut partition = Partition::create(host, image)?;
         partition.give_all(image)?;
         let address = partition.give_zero(layout::VIRTIO, VIRTIO_PAGES)?;
-        let memory = host.module.map(address, VIRTIO_PAGES)?.into_memory()?;
+        let memory = host.module.map_virtio(address)?;
         host.measure(partition.id())?;
         partition.start()?;
         if let Some(secret) = secret {

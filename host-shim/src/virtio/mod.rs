@@ -11,6 +11,7 @@ pub mod block;
 pub mod frames;
 pub mod socket;
 
+use std::fs::File;
 use std::sync::atomic::Ordering;
 
 use hyp_abi::PAGE_SIZE;
@@ -20,8 +21,8 @@ use hyp_abi::virtio::{
     VERSION, VIRTIO_PAGES, status,
 };
 use virtio_queue::{Queue, QueueT};
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::error::{Error, Result};
 
@@ -31,15 +32,20 @@ pub type Memory = GuestMemoryMmap<()>;
 /// Bytes of the region.
 pub const REGION_SIZE: usize = (VIRTIO_PAGES * PAGE_SIZE) as usize;
 
-/// Makes the memory of the region out of its mapping in this process.
+/// Maps the region out of a device's file, which stays open as long as the memory is used. `offset` is where the region
+/// starts: its IPA in `/dev/flexserve`. A touch before the partition has shared a page is a bus error.
 ///
 /// # Errors
-/// Code 5 if the mapping has another size.
-pub fn memory(mapping: MmapRegion<()>) -> Result<Memory> {
-    let size = mapping.size();
+/// Code 5 if the pages were not given, or may not be mapped.
+pub fn map(file: File, offset: u64) -> Result<Memory> {
+    memory(MmapRegion::from_file(FileOffset::new(file, offset), REGION_SIZE))
+}
+
+fn memory(mapping: std::result::Result<MmapRegion<()>, MmapRegionError>) -> Result<Memory> {
+    let mapping = mapping.map_err(|error| Error::protocol(format!("the virtio pages: {error}")))?;
     let region = GuestRegionMmap::new(mapping, GuestAddress(layout::VIRTIO));
-    let memory = region.filter(|_| size == REGION_SIZE).and_then(|r| Memory::from_regions(vec![r]).ok());
-    memory.ok_or_else(|| Error::protocol("the virtio pages are not mapped as they should be"))
+    let memory = region.and_then(|region| Memory::from_regions(vec![region]).ok());
+    memory.ok_or_else(|| Error::protocol("the virtio pages lie beyond all addresses"))
 }
 
 /// Makes a region of anonymous memory, for tests.
@@ -47,8 +53,7 @@ pub fn memory(mapping: MmapRegion<()>) -> Result<Memory> {
 /// # Errors
 /// Code 5 if there is no memory.
 pub fn anonymous() -> Result<Memory> {
-    let mapping = MmapRegionBuilder::new(REGION_SIZE).with_mmap_prot(3).with_mmap_flags(0x22).build();
-    memory(mapping.map_err(|error| Error::protocol(format!("mmap: {error}")))?)
+    memory(MmapRegion::new(REGION_SIZE))
 }
 
 /// A device behind a slot.
