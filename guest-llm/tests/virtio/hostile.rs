@@ -445,3 +445,70 @@ fn a_device_that_never_stops_lying_gets_nothing() {
     world.assert_no_secret();
     assert_eq!(world.pages_in_use(), 0);
 }
+
+/// The other way round: registers, rings, descriptors and packets of a partition that lies.
+#[test]
+fn devices_survive_a_hostile_partition() {
+    let world = World::new();
+    let (mut seed, mut served, mut refused) = (1_u64, 0, 0);
+    let mut random = move |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    for _ in 0..600 {
+        world.restart();
+        let (socket, end) = Socket::new();
+        let mut devices = Devices::new(world.memory.clone());
+        devices.add(SLOT_SCRATCH, BlockDevice::new(file(&[1; BLOCKS * 512]), false).unwrap());
+        devices.add(SLOT_STREAM, socket);
+        let slot = if random(2) == 0 { SLOT_SCRATCH } else { SLOT_STREAM };
+        let page = &world.region.devices[slot];
+        let ipa = |page: u64| hyp_abi::virtio::dma_ipa(layout::VIRTIO) + page * 4096;
+        let announce = |status: u32| {
+            page.status.store(status, Ordering::Relaxed);
+            page.sequence.fetch_add(1, Ordering::Release);
+        };
+        announce(0);
+        devices.service().unwrap();
+        page.driver_features[1].store(3, Ordering::Relaxed);
+        for (number, queue) in (0..).zip(&page.queues) {
+            queue.ready.store(1, Ordering::Relaxed);
+            queue.size.store(16 >> random(4), Ordering::Relaxed);
+            let registers = [&queue.descriptors, &queue.available, &queue.used];
+            for (place, registers) in (0..).zip(registers) {
+                // Mostly sound, so that the device starts.
+                let ipa = if random(30) == 0 { random(u64::MAX) } else { ipa(number * 3 + place) };
+                registers[0].store(ipa as u32, Ordering::Relaxed);
+                registers[1].store((ipa >> 32) as u32, Ordering::Relaxed);
+            }
+        }
+        announce(15);
+        for _ in 0..20 {
+            for _ in 0..12 {
+                let (page, index) = (random(12) as usize, random(12) * random(2));
+                let word = &world.region.pages[page].0[index as usize];
+                // Descriptors are on every third page from the first, available rings on the next.
+                let kind = if random(4) == 0 { random(5) } else { [index % 2, 2, 3][page % 3] };
+                let value = match kind {
+                    // A descriptor of a page, its length, flags and successor; an index; a header of a packet.
+                    0 => ipa(random(130)),
+                    1 => [16, 44, 512, random(5000)][random(4) as usize] | random(4) << 32 | random(4) << 48,
+                    2 => random(4) << 16 | random(4) << 32 | random(16) << 48,
+                    3 => random(4) | random(4) << 32,
+                    _ => random(u64::MAX),
+                };
+                word.store(value, Ordering::Relaxed);
+            }
+            match devices.service() {
+                Ok(moved) => served += u32::from(moved),
+                Err(error) => {
+                    assert_eq!(error.code, flexserve::error::Code::Partition);
+                    refused += 1;
+                }
+            }
+            end.write(&[1; 100]);
+            assert!(end.read(&mut [0; 4096]) <= 4096);
+        }
+    }
+    assert!(served > 300 && refused > 200, "{served} services, {refused} refusals: nothing was tried");
+}
