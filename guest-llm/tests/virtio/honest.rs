@@ -20,7 +20,7 @@ fn devices(world: &World, slot: usize, device: impl Device + 'static) -> Bell {
 
 #[test]
 fn a_model_is_read_whole() {
-    let world = World::new();
+    let world = World::zeroed();
     // Not whole blocks, and several requests.
     let contents = pattern(700_001);
     let bell = devices(&world, SLOT_MODEL, BlockDevice::new(file(&contents), true).unwrap());
@@ -47,7 +47,7 @@ fn a_model_is_read_whole() {
 
 #[test]
 fn scratch_keeps_what_was_written() {
-    let world = World::new();
+    let world = World::zeroed();
     let bell = devices(&world, SLOT_SCRATCH, BlockDevice::new(file(&vec![0; 600 * 512]), false).unwrap());
     let mut block = Block::new(&world.region.devices[SLOT_SCRATCH], bell.clone()).unwrap();
     assert!(!block.is_read_only());
@@ -67,7 +67,7 @@ fn scratch_keeps_what_was_written() {
 
 #[test]
 fn two_devices_work_side_by_side() {
-    let world = World::new();
+    let world = World::zeroed();
     let mut both = Devices::new(world.memory.clone());
     both.add(SLOT_MODEL, BlockDevice::new(file(&pattern(512)), true).unwrap());
     both.add(SLOT_SCRATCH, BlockDevice::new(file(&[0; 512]), false).unwrap());
@@ -84,7 +84,7 @@ fn two_devices_work_side_by_side() {
 
 #[test]
 fn what_is_not_there_is_absent() {
-    let world = World::new();
+    let world = World::zeroed();
     let bell = devices(&world, SLOT_MODEL, BlockDevice::new(file(&[]), true).unwrap());
     let slot = |slot: usize| &world.region.devices[slot];
     assert_eq!(Block::new(slot(SLOT_SCRATCH), bell.clone()).err(), Some(Fault::Absent));
@@ -97,6 +97,12 @@ fn what_is_not_there_is_absent() {
         assert!(rings <= 1000, "waiting is bounded");
     });
     assert_eq!(Block::new(slot(3), silent).err(), Some(Fault::Silent));
+}
+
+#[test]
+fn nothing_is_taken_before_the_partition_connects() {
+    let end = Socket::new().1;
+    assert_eq!((end.room(), end.write(b"early"), end.is_connected()), (0, 0, false));
 }
 
 fn connected(world: &World) -> (Stream, StreamEnd, Bell) {
@@ -123,7 +129,7 @@ fn read_all(stream: &mut Stream, bell: &Bell, size: usize) -> Vec<u8> {
 
 #[test]
 fn a_stream_carries_bytes_both_ways() {
-    let world = World::new();
+    let world = World::zeroed();
     let (mut stream, end, bell) = connected(&world);
     let contents = pattern(50_000);
     stream.write_all(&contents).unwrap();
@@ -137,7 +143,7 @@ fn a_stream_carries_bytes_both_ways() {
 
 #[test]
 fn much_more_than_the_window_passes() {
-    let world = World::new();
+    let world = World::zeroed();
     let (socket, end) = Socket::new();
     let mut devices = Devices::new(world.memory.clone());
     devices.add(SLOT_STREAM, socket);
@@ -166,7 +172,7 @@ fn much_more_than_the_window_passes() {
 
 #[test]
 fn a_partition_that_does_not_read_stops_the_sender() {
-    let world = World::new();
+    let world = World::zeroed();
     let (mut stream, end, bell) = connected(&world);
     for _ in 0..10 {
         guest_llm::virtio::Doorbell::ring(&bell);
@@ -181,7 +187,7 @@ fn a_partition_that_does_not_read_stops_the_sender() {
 
 #[test]
 fn ends_are_noticed_after_the_last_byte() {
-    let world = World::new();
+    let world = World::zeroed();
     let (mut stream, end, bell) = connected(&world);
     end.write(b"the end");
     end.hang_up();
@@ -212,7 +218,7 @@ fn frames_pass_whole() {
     use guest_llm::virtio::frames::Frames;
     use hyp_abi::session::{Channel, MAX_FRAME, RingError};
 
-    let world = World::new();
+    let world = World::zeroed();
     let (stream, end, bell) = connected(&world);
     let (mut here, mut there) = (Frames::new(stream), HostFrames(end.clone()));
     let mut buffer = vec![0; MAX_FRAME];
@@ -251,7 +257,7 @@ fn frames_that_are_too_long_are_refused() {
     use guest_llm::virtio::frames::Frames;
     use hyp_abi::session::Channel;
 
-    let world = World::new();
+    let world = World::zeroed();
     let (stream, end, bell) = connected(&world);
     end.write(&[1, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF]);
     guest_llm::virtio::Doorbell::ring(&bell);

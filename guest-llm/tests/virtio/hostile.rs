@@ -236,7 +236,7 @@ fn talk(mut stream: Stream, end: &StreamEnd, bell: &Bell) -> Result<(), Fault> {
 }
 
 fn run(cases: u32, least_steps: u64, act: fn(&World, Vec<Lie>, &Rc<Cell<u64>>)) {
-    let (world, steps) = (World::new(), Rc::new(Cell::new(0)));
+    let (world, steps) = (World::zeroed(), Rc::new(Cell::new(0)));
     let mut runner = TestRunner::new_with_rng(
         Config { cases, failure_persistence: None, ..Config::default() },
         proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
@@ -266,7 +266,7 @@ fn a_lying_socket_device_gets_nothing() {
 
 /// Deals with one lie in a block device's answer to a read.
 fn fault_of(lies: &[Lie]) -> Result<(), Fault> {
-    let world = World::new();
+    let world = World::zeroed();
     let mut devices = Devices::new(world.memory.clone());
     devices.add(SLOT_SCRATCH, BlockDevice::new(file(&[1; BLOCKS * 512]), false).unwrap());
     let steps = Rc::new(Cell::new(0));
@@ -309,7 +309,7 @@ fn each_lie_has_its_fault() {
 
 /// A device that lies already about what it is.
 fn found_with(slot: usize, offset: usize, value: u32) -> Option<Fault> {
-    let world = World::new();
+    let world = World::zeroed();
     let mut devices = Devices::new(world.memory.clone());
     devices.add(SLOT_SCRATCH, BlockDevice::new(file(&[1; 512]), false).unwrap());
     devices.add(SLOT_STREAM, Socket::new().0);
@@ -348,7 +348,7 @@ fn what_a_device_says_of_itself_is_checked() {
 
 #[test]
 fn a_capacity_that_changes_is_not_seen() {
-    let world = World::new();
+    let world = World::zeroed();
     let mut devices = Devices::new(world.memory.clone());
     devices.add(SLOT_SCRATCH, BlockDevice::new(file(&[1; BLOCKS * 512]), false).unwrap());
     let lies: Vec<Lie> = [Lie::Honest, Lie::Register { offset: 0x10, value: 1_000_000 }]
@@ -382,7 +382,7 @@ fn packets_that_lie_end_the_stream() {
         (40, 4_000_000),
         (40, u32::MAX),
     ] {
-        let world = World::new();
+        let world = World::zeroed();
         let (socket, end) = Socket::new();
         let mut devices = Devices::new(world.memory.clone());
         devices.add(SLOT_STREAM, socket);
@@ -411,7 +411,7 @@ fn packets_that_lie_end_the_stream() {
 /// The other CPU: changes every shared word all the time, also between two looks of the driver at one.
 #[test]
 fn a_device_that_never_stops_lying_gets_nothing() {
-    let world = World::new();
+    let world = World::zeroed();
     let stop = AtomicBool::new(false);
     let done = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -449,7 +449,7 @@ fn a_device_that_never_stops_lying_gets_nothing() {
 /// The other way round: registers, rings, descriptors and packets of a partition that lies.
 #[test]
 fn devices_survive_a_hostile_partition() {
-    let world = World::new();
+    let world = World::zeroed();
     let (mut seed, mut served, mut refused) = (1_u64, 0, 0);
     let mut random = move |below: u64| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -47,7 +47,7 @@ pub struct World {
 
 impl World {
     /// A region of zeros and a new pool. The memory is never freed: the driver's side has it for good.
-    pub fn new() -> Self {
+    pub fn zeroed() -> Self {
         let memory = anonymous().unwrap();
         let start = memory.get_host_address(GuestAddress(layout::VIRTIO)).unwrap();
         std::mem::forget(memory.clone());

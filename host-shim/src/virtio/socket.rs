@@ -44,6 +44,12 @@ struct Pipe {
     hang_up: bool,
 }
 
+impl Pipe {
+    fn room(&self) -> usize {
+        if self.connected { WINDOW.saturating_sub(self.outgoing.len()) } else { 0 }
+    }
+}
+
 /// This process's end of the stream. It stays when the device goes.
 #[derive(Clone, Debug, Default)]
 pub struct StreamEnd(Arc<Mutex<Pipe>>);
@@ -79,15 +85,15 @@ impl StreamEnd {
         count
     }
 
-    /// Room for bytes to the partition.
+    /// Room for bytes to the partition; none while it is not connected.
     pub fn room(&self) -> usize {
-        WINDOW.saturating_sub(self.pipe().outgoing.len())
+        self.pipe().room()
     }
 
     /// Takes as many bytes as there is room for; returns how many.
     pub fn write(&self, bytes: &[u8]) -> usize {
         let mut pipe = self.pipe();
-        let room = WINDOW.saturating_sub(pipe.outgoing.len());
+        let room = pipe.room();
         let taken = bytes.get(..room.min(bytes.len())).unwrap_or(&[]);
         pipe.outgoing.extend(taken);
         taken.len()
