@@ -305,7 +305,7 @@ fn number(input: &mut Unstructured<'_>) -> Result<u64> {
     let page = u64::from(u8::arbitrary(input)?) % 16 * PAGE;
     Ok(match input.int_in_range(0..=15)? {
         0 | 1 => u64::from(ffa::PARTITION_ID_BASE) + page / PAGE % 3,
-        2 => u64::from(ffa::PARTITION_ID_BASE) << 16 | page / PAGE,
+        2 => u64::from(ffa::PARTITION_ID_BASE) << 16 | (page / PAGE),
         3 => IMAGE + page,
         4 => HEAP + page,
         5 => SESSION + page,

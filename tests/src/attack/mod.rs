@@ -11,8 +11,8 @@ pub mod guest;
 mod malformed;
 mod memory;
 mod messages;
-mod vcpu;
 pub mod state;
+mod vcpu;
 mod virtio;
 mod vmm;
 
