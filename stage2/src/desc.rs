@@ -1,8 +1,9 @@
 //! Stage-2 descriptors (Arm ARM D8.3, VMSAv8-64, 4 KiB granule) and the owner records that invalid entries hold.
 //!
 //! Invalid entries of the host's tree: bits 3:1 kind of owner, bits 7:4 slot, bits 39:12 the page's IPA in that
-//! partition; all zero is "absent". Invalid entries of a partition's tree: 0, or during a recall the old leaf without
-//! its valid bit. Valid leaves: bit 55 (software use, also IGNORED by SMMUv3) marks pages shared by a partition.
+//! partition; all zero is "absent". Invalid entries of a partition's tree: 0, or the old leaf without its valid bit:
+//! during a recall, or with the mark "loaned" while the partition lends the page. Valid leaves: software bits, also IGNORED
+//! by SMMUv3, mark pages shared by a partition with the host (55), in a loan of their owner's (56), borrowed (57).
 
 use crate::walk::{self, ENTRIES, LAST_LEVEL};
 use crate::{Access, HostMemory, Ipa, Pa, Slot};
@@ -20,11 +21,14 @@ const ACCESSED: u64 = 1 << 10;
 /// XN[1:0] = 0b10: neither EL1 nor EL0 executes.
 const EXECUTE_NEVER: u64 = 1 << 54;
 const SHARED: u64 = 1 << 55;
+const LOANED: u64 = 1 << 56;
+const BORROWED: u64 = 1 << 57;
 
 const OWNER_KIND: u64 = 7 << 1;
 const OWNER_HYPERVISOR: u64 = 1 << 1;
 const OWNER_TABLE: u64 = 2 << 1;
 const OWNER_PARTITION: u64 = 3 << 1;
+const OWNER_LENT: u64 = 4 << 1;
 const SLOT_SHIFT: u32 = 4;
 
 /// One entry of a table.
@@ -38,6 +42,8 @@ impl Desc {
     pub const HYPERVISOR: Self = Self(OWNER_HYPERVISOR);
     /// A table page that the host gave (host tree).
     pub const TABLE_PAGE: Self = Self(OWNER_TABLE);
+    /// A page that the host lends or donates (host tree).
+    pub const LENT: Self = Self(OWNER_LENT);
 
     /// A leaf of the host's identity map.
     pub fn host(address: u64, level: u8, kind: HostMemory) -> Self {
@@ -51,6 +57,16 @@ impl Desc {
     /// A page of a partition that it shares, in the host's tree.
     pub fn host_shared(address: u64) -> Self {
         Self(Self::host(address, LAST_LEVEL, HostMemory::Ram).0 | EXECUTE_NEVER | SHARED)
+    }
+
+    /// A page that the host shares, in the host's tree.
+    pub fn host_loaned(address: u64) -> Self {
+        Self::host(address, LAST_LEVEL, HostMemory::Ram).with_loaned(true)
+    }
+
+    /// A page that a partition borrows, in its tree.
+    pub fn borrowed(address: u64, access: Access) -> Self {
+        Self(Self::partition(address, access).0 | BORROWED)
     }
 
     /// A page in a partition's tree.
@@ -83,6 +99,16 @@ impl Desc {
         Self(if shared { self.0 | SHARED } else { self.0 & !SHARED })
     }
 
+    /// The same leaf, with or without the mark that it is in a loan.
+    pub fn with_loaned(self, loaned: bool) -> Self {
+        Self(if loaned { self.0 | LOANED } else { self.0 & !LOANED })
+    }
+
+    /// A detached leaf, valid again.
+    pub fn attached(self) -> Self {
+        Self(self.0 | VALID)
+    }
+
     /// A leaf on its way out of a partition's tree: no longer valid, its address kept.
     pub fn detached(self) -> Self {
         Self(self.0 & !VALID)
@@ -104,14 +130,34 @@ impl Desc {
         self.is_valid() && self.0 & SHARED != 0
     }
 
-    /// Partition tree: see [`Self::detached`].
+    /// Partition tree: see [`Self::detached`]; not a page that the partition lends.
     pub fn is_detached(self) -> bool {
-        !self.is_valid() && self != Self::ABSENT
+        !self.is_valid() && self != Self::ABSENT && !self.is_loaned()
+    }
+
+    /// In a loan of its owner's: shared by the host (its tree), shared or lent by the partition (that one's tree).
+    pub fn is_loaned(self) -> bool {
+        self.0 & LOANED != 0
+    }
+
+    /// Partition tree: somebody else's.
+    pub fn is_borrowed(self) -> bool {
+        self.is_valid() && self.0 & BORROWED != 0
+    }
+
+    /// Partition tree: a page of the partition's own that it can reach.
+    pub fn is_own(self) -> bool {
+        self.is_valid() && !self.is_borrowed()
     }
 
     /// Host tree: plain RAM of the host's alone.
     pub fn is_host_ram(self) -> bool {
-        self.is_valid() && !self.is_shared() && self.0 & NORMAL_WRITE_BACK == NORMAL_WRITE_BACK
+        self.is_valid() && self.0 & (SHARED | LOANED) == 0 && self.0 & NORMAL_WRITE_BACK == NORMAL_WRITE_BACK
+    }
+
+    /// Host tree: device registers.
+    pub fn is_device(self) -> bool {
+        self.is_valid() && self.0 & NORMAL_WRITE_BACK != NORMAL_WRITE_BACK
     }
 
     /// Host tree: the partition's slot and IPA.
@@ -144,8 +190,9 @@ impl Desc {
 
     /// The entry of `level` whose split makes a table that starts with this entry, if there may be one.
     pub fn whole(self, level: u8) -> Option<Self> {
-        // Shared pages and table pages leave one by one, without table memory: they stay pages.
-        let stays_page = self.is_table(level + 1) || self.is_shared() || self == Self::TABLE_PAGE;
+        // Shared, loaned and table pages leave one by one, without table memory: they stay pages.
+        let marked = self.0 & (SHARED | LOANED | BORROWED) != 0;
+        let stays_page = self.is_table(level + 1) || marked || self == Self::TABLE_PAGE || self == Self::LENT;
         let aligned = self.address().is_multiple_of(walk::size(level));
         let whole = if self.is_valid() { Self(self.0 & !TABLE_OR_PAGE) } else { self };
         (!stays_page && aligned).then_some(whole)

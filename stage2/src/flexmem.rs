@@ -2,11 +2,12 @@
 
 use crate::counters::{Meter, Part};
 use crate::desc::Desc;
+use crate::loans::Loan;
 use crate::pool::Pool;
 use crate::walk::{self, ADDRESS_END, ENTRIES, LAST_LEVEL, Place, Tree};
 use crate::{
-    Census, Counters, Error, HOST_VMID, HostMemory, Ipa, MAX_PARTITIONS, MAX_PINS, Machine, PAGE_SIZE, Pa,
-    PageRange, PageState, PartitionPage, STEP_PAGES, Slot,
+    Census, Counters, Error, HOST_VMID, HostMemory, Ipa, MAX_LOANS, MAX_PARTITIONS, MAX_PINS, Machine,
+    PAGE_SIZE, Pa, PageRange, PageState, PartitionPage, STEP_PAGES, Slot,
 };
 
 /// Life of a slot.
@@ -36,6 +37,7 @@ pub struct FlexMem {
     pub(crate) partitions: [Partition; MAX_PARTITIONS],
     pub(crate) pool: Pool,
     pins: [Option<Pa>; MAX_PINS],
+    pub(crate) loans: [Option<Loan>; MAX_LOANS],
     /// Valid leaves of the host's tree at levels 1 to 3.
     leaves: [u64; LAST_LEVEL as usize],
     pub(crate) counters: Counters,
@@ -63,6 +65,7 @@ impl FlexMem {
             partitions,
             pool: Pool::new(reserve),
             pins: [None; _],
+            loans: [None; _],
             leaves: [0; _],
             counters: Counters::NONE,
             meter: Meter::IDLE,
@@ -149,8 +152,15 @@ impl FlexMem {
         let partition = self.partition(slot).ok()?;
         let (at, place) = walk::next(m, partition.tree.root, from, end.min(ADDRESS_END), Desc::is_valid)?;
         let offset = at - walk::align(at, place.level);
-        let pa = Pa(place.desc.address() + offset);
-        Some(PartitionPage { ipa: Ipa(at), pa, access: place.desc.access(), shared: place.desc.is_shared() })
+        let desc = place.desc;
+        Some(PartitionPage {
+            ipa: Ipa(at),
+            pa: Pa(desc.address() + offset),
+            access: desc.access(),
+            shared: desc.is_shared(),
+            loaned: desc.is_loaned(),
+            borrowed: desc.is_borrowed(),
+        })
     }
 
     /// Root of a partition's tree, for VTTBR_EL2 and SMMU stream table entries.
@@ -182,6 +192,8 @@ impl FlexMem {
                 PageState::Partition { slot, ipa: Ipa(base + (page - walk::align(page, place.level))) }
             }
             None if desc.is_shared() => PageState::Shared,
+            None if desc.is_valid() && desc.is_loaned() => PageState::HostShared,
+            None if desc == Desc::LENT => PageState::HostLent,
             None if desc.is_host_ram() && self.is_pinned(Pa(page)) => PageState::HostPinned,
             None if desc.is_host_ram() => PageState::HostOwned,
             None if desc.is_valid() => PageState::HostDevice,
@@ -222,7 +234,7 @@ impl FlexMem {
         self.counters
     }
 
-    /// Zeroes every page that a partition owns or shares, before a reset or on panic. Looks only at the host's tree, which
+    /// Zeroes every page that a partition owns, shares, or may have borrowed alone, before a reset or on panic. Looks only at the host's tree, which
     /// names them all at any instant, also in the middle of a transition, and leaves it as it is. Takes one pass over the
     /// entries of that tree, and the time to zero.
     pub fn scrub_all<M: Machine>(&self, m: &mut M) {
@@ -230,7 +242,7 @@ impl FlexMem {
             return;
         }
         let mut from = 0;
-        let is_partitions = |d: Desc| d.as_owner().is_some() || d.is_shared();
+        let is_partitions = |d: Desc| d.as_owner().is_some() || d.is_shared() || d == Desc::LENT;
         while let Some((at, place)) = walk::next(m, self.host.root, from, ADDRESS_END, is_partitions) {
             from = walk::align(at, place.level) + walk::size(place.level);
             for page in (at..from).step_by(PAGE_SIZE as usize) {
@@ -295,9 +307,7 @@ impl FlexMem {
     pub(crate) fn check_ram<M: Machine>(&self, m: &M, range: PageRange) -> Result<(), Error> {
         match walk::next(m, self.host.root, range.base().0, range.end().0, |desc| !desc.is_host_ram()) {
             None => Ok(()),
-            Some((pa, place)) if place.desc.is_valid() && !place.desc.is_shared() => {
-                Err(Error::NotRam { pa: Pa(pa) })
-            }
+            Some((pa, place)) if place.desc.is_device() => Err(Error::NotRam { pa: Pa(pa) }),
             Some((pa, _)) => Err(Error::NotHostOwned { pa: Pa(pa) }),
         }
     }
@@ -411,9 +421,14 @@ impl FlexMem {
         if whole != Desc::ABSENT {
             m.zero(table);
         }
+        self.free_table(m, table);
+        true
+    }
+
+    /// Puts a zeroed page back into the pool.
+    pub(crate) fn free_table<M: Machine>(&mut self, m: &mut M, table: Pa) {
         let from_host = walk::find(m, self.host.root, table.0).desc == Desc::TABLE_PAGE;
         self.pool.put(m, table, from_host);
-        true
     }
 
     /// Merges upwards from the entry that covers `address`.

@@ -46,12 +46,26 @@ pub enum Knob {
     SkipScrubAll = 10,
     /// Blocks and tables replace each other in place, without break-before-make.
     SkipBreak = 11,
+    /// A host's send does not check who owns the page.
+    SkipSendOwnershipCheck = 12,
+    /// A host's send takes pinned pages.
+    SkipSendPinCheck = 13,
+    /// A host's lend or donation leaves the page in the host's stage 2.
+    SkipLendUnmap = 14,
+    /// Relinquish leaves the page in the borrower's stage 2.
+    SkipRelinquishUnmap = 15,
+    /// Reclaim does not look whether somebody still has the pages.
+    SkipBorrowedCheck = 16,
+    /// Reclaim does not zero what was lent.
+    SkipScrubOnReclaim = 17,
+    /// A send does not look for the same page twice in its list.
+    SkipSendOverlapCheck = 18,
 }
 
 #[cfg(any(test, feature = "fault-knobs"))]
 impl Knob {
     /// All knobs, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 19] = [
         Self::SkipHostUnmap,
         Self::SkipTlbi,
         Self::SkipScrubOnGive,
@@ -64,6 +78,13 @@ impl Knob {
         Self::SkipUnshareUnmap,
         Self::SkipScrubAll,
         Self::SkipBreak,
+        Self::SkipSendOwnershipCheck,
+        Self::SkipSendPinCheck,
+        Self::SkipLendUnmap,
+        Self::SkipRelinquishUnmap,
+        Self::SkipBorrowedCheck,
+        Self::SkipScrubOnReclaim,
+        Self::SkipSendOverlapCheck,
     ];
 }
 

@@ -14,12 +14,19 @@
 //! | device | valid, device | - | host |
 //! | partition's | invalid, owner = slot and IPA | valid | that partition |
 //! | shared | valid, marked | valid, marked | that partition and the host |
+//! | shared by the host | valid, loaned | borrowed | host, partitions that retrieved it |
+//! | lent by the host | invalid, owner = lent | borrowed | partitions that retrieved it |
+//! | shared by a partition | as partition's, or as shared | valid, loaned; borrowed | it, and those who retrieved it |
+//! | lent by a partition | as partition's | invalid, loaned; borrowed | partitions that retrieved it |
 //! | table | invalid, owner = hypervisor, from the host | - | hypervisor |
 //! | hypervisor | invalid, owner = hypervisor | - | hypervisor |
 //! | absent | 0 | - | nobody |
 //!
 //! On its way between two states a page is reachable only by those who may reach it in both; and the tables can be read at
 //! any instant, also by a panic handler ([`FlexMem::scrub_all`]).
+//!
+//! A **loan** (FF-A memory sharing) is a list of a lender's pages in a page of the table pool, and who borrows them. Its pages
+//! stay 4 KiB entries, so that relinquish, reclaim and destroy need no memory; a donation ends as pages of the partition.
 //!
 //! Format: 4 KiB granule, 40-bit IPA, T0SZ 24, SL0 1, two concatenated level-1 tables (Arm ARM D8), the same for the host,
 //! for partitions and for the SMMU streams that will walk them. All costs are O(pages of the call) plus at most one scan
@@ -35,6 +42,7 @@ mod desc;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod flexmem;
+mod loans;
 mod machine;
 mod pool;
 #[cfg(test)]
@@ -47,8 +55,12 @@ pub use counters::{Census, Cost, Counters};
 pub use flexmem::FlexMem;
 #[cfg(any(test, feature = "fault-knobs"))]
 pub use knobs::Knob;
+pub use loans::Loan;
 pub use machine::Machine;
-pub use types::{Access, Error, Fill, HostMemory, Ipa, Pa, PageRange, PageState, PartitionPage, Slot};
+pub use types::{
+    Access, Error, Fill, HostMemory, Ipa, LoanId, LoanKind, Pa, PageRange, PageState, PartitionPage, Party,
+    Slot,
+};
 
 /// Bytes of a page (the stage-2 granule).
 pub const PAGE_SIZE: u64 = 4096;
@@ -60,5 +72,9 @@ pub const MAX_PARTITIONS: usize = 16;
 pub const STEP_PAGES: u64 = 512;
 /// The most pages that the host can have pinned at a time.
 pub const MAX_PINS: usize = 8;
+/// The most loans at a time.
+pub const MAX_LOANS: usize = 64;
+/// The most borrowers of a loan.
+pub const MAX_BORROWERS: usize = 4;
 /// VMID of the host; partition slot `n` has VMID `n + 2`.
 pub const HOST_VMID: u16 = 1;

@@ -63,15 +63,15 @@ impl<'a> Sorted<'a> {
 }
 
 /// What to invalidate at the end of a pass: a few runs of pages, else everything.
-struct Flush {
+pub(crate) struct Flush {
     runs: [PageRange; 8],
     count: usize,
 }
 
 impl Flush {
-    const NONE: Self = Self { runs: [PageRange::EMPTY; _], count: 0 };
+    pub(crate) const NONE: Self = Self { runs: [PageRange::EMPTY; _], count: 0 };
 
-    fn add(&mut self, address: u64) {
+    pub(crate) fn add(&mut self, address: u64) {
         if let Some(last) = self.count.checked_sub(1).and_then(|last| self.runs.get_mut(last))
             && last.extend(Pa(address))
         {
@@ -83,7 +83,7 @@ impl Flush {
         self.count = self.count.saturating_add(1);
     }
 
-    fn run<M: Machine>(&self, flexmem: &mut FlexMem, m: &mut M, tree: Tree) {
+    pub(crate) fn run<M: Machine>(&self, flexmem: &mut FlexMem, m: &mut M, tree: Tree) {
         if skips!(flexmem, SkipTlbi) {
             return;
         }
@@ -204,7 +204,7 @@ impl FlexMem {
         }
         let target = PageRange::new(Pa(ipa.0), sorted.page_count).map_err(|_| Error::IpaOutOfRange)?;
         let end = target.end().0;
-        if let Some((at, _)) = walk::next(m, tree.root, ipa.0, end, Desc::is_valid)
+        if let Some((at, _)) = walk::next(m, tree.root, ipa.0, end, |desc| desc != Desc::ABSENT)
             && !skips!(self, SkipIpaCheck)
         {
             return Err(Error::IpaTaken { ipa: Ipa(at) });
@@ -259,7 +259,7 @@ impl FlexMem {
 
     /// Makes one block of the 2 MiB of a partition around `ipa`, and of their owner records, if they are contiguous. Both
     /// tables that this frees stay promised to the recall that may have to split again.
-    fn make_block<M: Machine>(&mut self, m: &mut M, tree: Tree, ipa: u64) {
+    pub(crate) fn make_block<M: Machine>(&mut self, m: &mut M, tree: Tree, ipa: u64) {
         if self.merge(m, tree, ipa, LAST_LEVEL - 1) {
             let block = walk::find(m, tree.root, ipa).desc;
             self.merge(m, self.host, block.address(), LAST_LEVEL - 1);
@@ -326,13 +326,14 @@ impl FlexMem {
         }
         let place = walk::find(m, tree.root, ipa.0);
         match place.desc {
+            desc if desc.is_loaned() || desc.is_borrowed() => Err(Error::Loaned { ipa }),
             desc if !desc.is_valid() => Err(Error::NotGiven { ipa }),
             desc if desc.access() != Access::ReadWrite => Err(Error::NotShareable { ipa }),
             _ => Ok((tree, place)),
         }
     }
 
-    fn count_unshared(&mut self, slot: Slot) -> Result<(), Error> {
+    pub(crate) fn count_unshared(&mut self, slot: Slot) -> Result<(), Error> {
         self.counters.pages_shared = self.counters.pages_shared.saturating_sub(1);
         let partition = self.partition_mut(slot)?;
         partition.shared_count = partition.shared_count.saturating_sub(1);
@@ -354,14 +355,21 @@ impl FlexMem {
             return Err(Error::TooMany);
         }
         let range = PageRange::new(Pa(ipa.0), page_count)?;
-        if let Some((at, _)) = walk::next(m, tree.root, ipa.0, range.end().0, |desc| !desc.is_valid()) {
-            return Err(Error::NotGiven { ipa: Ipa(at) });
+        let is_kept = |desc: Desc| !desc.is_valid() || desc.is_loaned() || desc.is_borrowed();
+        if let Some((at, place)) = walk::next(m, tree.root, ipa.0, range.end().0, is_kept) {
+            let absent = place.desc == Desc::ABSENT;
+            return Err(if absent {
+                Error::NotGiven { ipa: Ipa(at) }
+            } else {
+                Error::Loaned { ipa: Ipa(at) }
+            });
         }
         self.take_back(m, slot, tree, range.base().0, range.end().0, page_count)
     }
 
     /// Ends a partition a step at a time: returns up to `max_pages` (at most 512) pages to the host, scrubbed. Returns the
-    /// pages that remain; at 0 the slot is free. From the first step on the partition accepts nothing else. The caller
+    /// pages that remain; at 0 the slot is free. First ends what it lends, for every borrower, and gives back what it borrows, a
+    /// loan a step; then at least 1 remains. From the first step on the partition accepts nothing else. The caller
     /// makes sure that no vCPU of the partition runs. Never needs table memory.
     pub fn partition_destroy<M: Machine>(
         &mut self,
@@ -372,6 +380,9 @@ impl FlexMem {
         self.meter = Meter::start(m.ticks());
         let tree = self.partition(slot)?.tree;
         self.partition_mut(slot)?.state = State::Dying;
+        if self.end_loan_of(m, slot)? {
+            return Ok(self.partition_page_count(slot).max(1));
+        }
         self.take_back(m, slot, tree, 0, ADDRESS_END, max_pages.min(STEP_PAGES))?;
         let remaining = self.partition_page_count(slot);
         if remaining == 0 {
@@ -398,7 +409,7 @@ impl FlexMem {
         let (mut flush, mut flush_host) = (Flush::NONE, Flush::NONE);
         let (mut at, mut page_count) = (start, 0);
         while page_count < max_pages {
-            let Some((ipa, mut place)) = walk::next(m, tree.root, at, end, Desc::is_valid) else { break };
+            let Some((ipa, mut place)) = walk::next(m, tree.root, at, end, Desc::is_own) else { break };
             if place.level < LAST_LEVEL {
                 place = self.split_to(m, tree, ipa, LAST_LEVEL)?;
             }
@@ -458,7 +469,7 @@ impl FlexMem {
 
     /// The host tree's page entry for a page of a partition. `None` if it names another owner, so that the page must not
     /// become the host's (cannot be, but for fault knobs).
-    fn record<M: Machine>(
+    pub(crate) fn record<M: Machine>(
         &mut self,
         m: &mut M,
         slot: Slot,

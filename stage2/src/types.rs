@@ -130,6 +130,10 @@ pub enum PageState {
     HostPinned,
     /// A device that the host drives.
     HostDevice,
+    /// The host's, which shares it with partitions.
+    HostShared,
+    /// The host's, which lends or donates it: nobody's, or a partition's that borrows it.
+    HostLent,
     /// A partition's that it shares with the host.
     Shared,
     /// A partition's alone.
@@ -158,6 +162,46 @@ pub struct PartitionPage {
     pub access: Access,
     /// Whether the partition shares it with the host.
     pub shared: bool,
+    /// Whether it is in a loan of the partition's.
+    pub loaned: bool,
+    /// Whether it is not the partition's but in somebody else's loan.
+    pub borrowed: bool,
+}
+
+/// Who lends or borrows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Party {
+    /// The host.
+    Host,
+    /// A partition.
+    Partition(Slot),
+}
+
+/// What a lender keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LoanKind {
+    /// Ownership and access.
+    Share,
+    /// Ownership.
+    Lend,
+    /// Nothing, once it is retrieved. Only the host donates.
+    Donate,
+}
+
+/// Index of a loan, below [`crate::MAX_LOANS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LoanId(pub(crate) u8);
+
+impl LoanId {
+    /// Checks an index.
+    pub fn new(index: usize) -> Option<Self> {
+        if index < crate::MAX_LOANS { Some(Self(index as u8)) } else { None }
+    }
+
+    /// The index.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
 }
 
 /// Why a call was refused. Unless said otherwise the caller is at fault, and nothing has changed.
@@ -223,6 +267,21 @@ pub enum Error {
         /// Where.
         ipa: Ipa,
     },
+    /// The page is in a loan already, or borrowed.
+    Loaned {
+        /// Where.
+        ipa: Ipa,
+    },
+    /// [`crate::MAX_LOANS`] loans exist already.
+    TooManyLoans,
+    /// No such loan, or not in a state for this.
+    NoSuchLoan,
+    /// The borrower has it already, or its lender is the borrower, or nobody else can borrow it.
+    NotRetrievable,
+    /// The borrower does not have it.
+    NotBorrowed,
+    /// Somebody still has it.
+    Borrowed,
     /// Too few table pages, nobody's fault. The call succeeds when repeated after `host_give_tables` with `needed` pages
     /// in physically contiguous runs of up to 512 (scattered pages cost a table each to take out of the host's blocks).
     NoTables {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::desc::Desc;
 use crate::fake::FakeMachine;
 use crate::flexmem::State;
-use crate::{FlexMem, PAGE_SIZE, Pa, Slot};
+use crate::{FlexMem, LoanId, LoanKind, MAX_LOANS, PAGE_SIZE, Pa, Party, Slot};
 
 macro_rules! ensure {
     ($condition:expr, $($message:tt)*) => {
@@ -47,6 +47,52 @@ fn reading(m: &FakeMachine, root: Pa) -> Reading {
     out
 }
 
+/// What the loans say: borrowed leaves (slot, IPA) with their pages, pages in loans of the host with whether they are shared,
+/// and places in loans of partitions with whether the page is lent, and whether the host has it.
+#[derive(Default)]
+struct Loans {
+    borrowed: BTreeMap<(Slot, u64), u64>,
+    of_host: BTreeMap<u64, bool>,
+    of_partition: BTreeMap<(Slot, u64), (bool, bool)>,
+    lists: Vec<u64>,
+}
+
+fn loans(fm: &FlexMem, m: &FakeMachine) -> Result<Loans, String> {
+    let mut out = Loans::default();
+    for id in (0..MAX_LOANS).filter_map(LoanId::new) {
+        let Some(loan) = fm.loan(id) else { continue };
+        out.lists.push(loan.list.0);
+        let mut pages = Vec::new();
+        fm.clone()
+            .each_page(&mut m.clone(), loan, |_, _, page| {
+                pages.push(page);
+                Ok(())
+            })
+            .unwrap();
+        ensure!(pages.len() as u64 == loan.page_count, "{id:?}: pages");
+        let Some(kind) = loan.kind else {
+            ensure!(!loan.is_borrowed(), "{id:?}: a list is borrowed");
+            continue;
+        };
+        let host_has = loan.place_of(Party::Host).is_some();
+        for page in pages {
+            let twice = match loan.lender {
+                Party::Host => out.of_host.insert(page.pa, kind == LoanKind::Share).is_some(),
+                Party::Partition(slot) => {
+                    out.of_partition.insert((slot, page.at), (kind != LoanKind::Share, host_has)).is_some()
+                }
+            };
+            ensure!(!twice, "{:x} is in two loans", page.at);
+            for (party, ipa) in loan.borrowers.iter().flatten() {
+                if let Party::Partition(slot) = party {
+                    out.borrowed.insert((*slot, ipa.0 + page.index * PAGE_SIZE), page.pa);
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
 /// Checks I1 over all trees, the records, the counts, the pool and the TLBs.
 pub fn audit(fm: &FlexMem, m: &FakeMachine) -> Result<(), String> {
     let host = reading(m, fm.host.root);
@@ -55,7 +101,10 @@ pub fn audit(fm: &FlexMem, m: &FakeMachine) -> Result<(), String> {
         let size = 1 << (39 - 9 * u32::from(level));
         (pa < base + size).then_some((level, desc, pa - base))
     };
+    let loans = loans(fm, m)?;
     let mut tables = host.tables.clone();
+    tables.extend(&loans.lists);
+    let (mut borrowed_count, mut loaned_count) = (0, 0);
     let (mut promised, mut shared_total) = (0, 0);
     let mut owned = BTreeMap::new();
     for slot in Slot::all() {
@@ -71,7 +120,21 @@ pub fn audit(fm: &FlexMem, m: &FakeMachine) -> Result<(), String> {
         tables.extend(&tree.tables);
         let (mut pages, mut shared) = (0, 0);
         for (&ipa, &(level, desc)) in &tree.entries {
-            ensure!(desc.is_valid() && level > 1, "{slot:?} {ipa:x}: {desc:x?}");
+            ensure!((desc.is_valid() || desc.is_loaned()) && level > 1, "{slot:?} {ipa:x}: {desc:x?}");
+            if desc.is_borrowed() {
+                let expected = loans.borrowed.get(&(slot, ipa));
+                ensure!(level == 3 && expected == Some(&desc.address()), "{slot:?} {ipa:x}: not lent to it");
+                borrowed_count += 1;
+                continue;
+            }
+            if desc.is_loaned() {
+                let state = Some((!desc.is_valid(), desc.is_shared()));
+                ensure!(
+                    level == 3 && loans.of_partition.get(&(slot, ipa)).copied() == state,
+                    "{slot:?} {ipa:x}: not in a loan like this"
+                );
+                loaned_count += 1;
+            }
             promised += u64::from(level == 2);
             shared += u64::from(desc.is_shared());
             for i in 0..if level == 2 { 512 } else { 1 } {
@@ -98,7 +161,7 @@ pub fn audit(fm: &FlexMem, m: &FakeMachine) -> Result<(), String> {
         shared_total += shared;
     }
 
-    let (mut leaves, mut records, mut from_host) = ([0; 3], 0, BTreeSet::new());
+    let (mut leaves, mut records, mut from_host, mut host_loaned) = ([0; 3], 0, BTreeSet::new(), 0);
     for (&address, &(level, desc)) in &host.entries {
         if desc.is_valid() {
             leaves[usize::from(level) - 1] += 1;
@@ -108,10 +171,20 @@ pub fn audit(fm: &FlexMem, m: &FakeMachine) -> Result<(), String> {
             records += if level == 2 { 512 } else { 1 };
             promised += u64::from(level == 2);
         }
+        if desc == Desc::LENT || desc.is_valid() && desc.is_loaned() {
+            let shared = loans.of_host.get(&address).copied();
+            ensure!(level == 3 && shared == Some(desc.is_valid()), "{address:x}: not in a loan like this");
+            host_loaned += 1;
+        }
         if desc == Desc::TABLE_PAGE {
             from_host.insert(address);
         }
     }
+    ensure!(
+        (borrowed_count, loaned_count, host_loaned)
+            == (loans.borrowed.len(), loans.of_partition.len(), loans.of_host.len()),
+        "pages of loans are missing"
+    );
     ensure!(records == owned.len(), "{records} records for {} pages", owned.len());
     let census = fm.census();
     ensure!(

@@ -98,6 +98,54 @@ fn scenario(knob: Knob, skip: bool) -> Result<(), String> {
                 word => Err(format!("{word:x} survives a reset")),
             }
         }
+        Knob::SkipSendOwnershipCheck => {
+            w.give(0, &[range(page, 1)], IPA).unwrap();
+            w.write_secrets();
+            let taken = w.host_send(&[range(page, 1)], LoanKind::Share).is_ok();
+            let hypervisor = w.host_send(&[range(HYP + PAGE_SIZE, 1)], LoanKind::Share).is_ok();
+            assert_eq!((taken, hypervisor), (skip, skip));
+            if w.host_reads_secret([page]) { Err("the host reads the secret".into()) } else { broken(&mut w) }
+        }
+        Knob::SkipSendPinCheck => {
+            w.fm.host_pin(&w.m, Pa(page)).unwrap();
+            let sent = w.host_send(&[range(page, 1)], LoanKind::Lend);
+            if sent.is_ok() { Err("a mailbox is lent".into()) } else { broken(&mut w) }
+        }
+        Knob::SkipLendUnmap => {
+            let id = w.host_send(&[range(page, 1)], LoanKind::Lend).unwrap();
+            w.retrieve(id, 0, IPA).unwrap();
+            w.write_secrets();
+            if w.host_reads_secret([page]) { Err("the host reads the secret".into()) } else { broken(&mut w) }
+        }
+        Knob::SkipRelinquishUnmap => {
+            let id = w.host_send(&[range(page, 1)], LoanKind::Lend).unwrap();
+            w.retrieve(id, 0, IPA).unwrap();
+            w.relinquish(id, 0).unwrap();
+            w.reclaim(id).unwrap();
+            match w.m.write(1, slot(0).vmid(), Ipa(IPA), 5) {
+                false => broken(&mut w),
+                true => Err("the borrower still writes".into()),
+            }
+        }
+        Knob::SkipBorrowedCheck => {
+            let id = w.host_send(&[range(page, 1)], LoanKind::Lend).unwrap();
+            w.retrieve(id, 0, IPA).unwrap();
+            let refused = w.reclaim(id) == Err(Error::Borrowed);
+            assert_eq!(refused, !skip);
+            broken(&mut w)
+        }
+        Knob::SkipScrubOnReclaim => {
+            let id = w.host_send(&[range(page, 1)], LoanKind::Lend).unwrap();
+            w.retrieve(id, 0, IPA).unwrap();
+            w.write_secrets();
+            w.relinquish(id, 0).unwrap();
+            w.reclaim(id).unwrap();
+            if w.host_reads_secret([page]) { Err("the host reads the secret".into()) } else { broken(&mut w) }
+        }
+        Knob::SkipSendOverlapCheck => {
+            let _ = w.host_send(&[range(page, 2), range(page + PAGE_SIZE, 1)], LoanKind::Share);
+            broken(&mut w)
+        }
         Knob::SkipBreak => {
             w.give(0, &[range(page, 1)], IPA).unwrap();
             w.recall(0, IPA, 1).unwrap();

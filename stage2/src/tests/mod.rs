@@ -120,8 +120,7 @@ impl World {
 
     pub fn pages_of(&self, s: usize) -> Vec<PartitionPage> {
         let (mut pages, mut from) = (Vec::new(), Ipa(0));
-        while (pages.len() as u64) < self.fm.partition_page_count(slot(s)) {
-            let page = self.fm.next_partition_page(&self.m, slot(s), from).unwrap();
+        while let Some(page) = self.fm.next_partition_page(&self.m, slot(s), from) {
             pages.push(page);
             from = Ipa(page.ipa.0 + PAGE_SIZE);
         }
@@ -132,11 +131,65 @@ impl World {
     pub fn write_secrets(&mut self) {
         for s in 0..MAX_PARTITIONS {
             for page in self.pages_of(s) {
-                if page.access == Access::ReadWrite && !page.shared {
+                // What is borrowed by one alone is as secret as what is owned.
+                let alone = !page.loaned && (!page.borrowed || self.is_lent_to_one(page.pa));
+                if page.access == Access::ReadWrite && !page.shared && alone {
                     assert!(self.m.write(0, slot(s).vmid(), page.ipa, secret(slot(s))));
                 }
             }
         }
+    }
+
+    /// Whether a page is lent, to one borrower.
+    fn is_lent_to_one(&self, pa: Pa) -> bool {
+        let loans = (0..MAX_LOANS).filter_map(LoanId::new).filter_map(|id| self.fm.loan(id));
+        loans.into_iter().any(|loan| {
+            let mut found = false;
+            let find = |_: &mut FlexMem, _: &mut FakeMachine, page: loans::LoanPage| {
+                found |= page.pa == pa.0;
+                Ok(())
+            };
+            self.fm.clone().each_page(&mut self.m.clone(), loan, find).unwrap();
+            found && loan.kind == Some(LoanKind::Lend) && loan.borrowers.iter().flatten().count() == 1
+        })
+    }
+
+    /// A loan of the host's.
+    pub fn host_send(&mut self, ranges: &[PageRange], kind: LoanKind) -> Result<LoanId, Error> {
+        self.send(Party::Host, ranges, kind, false)
+    }
+
+    /// A loan: listed, sent, and forgotten if that fails.
+    pub fn send(
+        &mut self,
+        lender: Party,
+        ranges: &[PageRange],
+        kind: LoanKind,
+        zero: bool,
+    ) -> Result<LoanId, Error> {
+        let id = self.fm.list_begin(&mut self.m, lender)?;
+        let listed = ranges.iter().try_for_each(|range| self.fm.list_push(&mut self.m, id, *range));
+        let sent = listed.and_then(|()| match lender {
+            Party::Host => self.fm.host_send(&mut self.m, id, kind, zero),
+            Party::Partition(slot) => self.fm.partition_send(&mut self.m, id, slot, kind, zero),
+        });
+        if let Err(error) = sent {
+            self.fm.list_abort(&mut self.m, id).unwrap();
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    pub fn retrieve(&mut self, id: LoanId, s: usize, ipa: u64) -> Result<(), Error> {
+        self.fm.partition_retrieve(&mut self.m, id, slot(s), Ipa(ipa), Access::ReadWrite)
+    }
+
+    pub fn relinquish(&mut self, id: LoanId, s: usize) -> Result<(), Error> {
+        self.fm.relinquish(&mut self.m, id, Party::Partition(slot(s)), false)
+    }
+
+    pub fn reclaim(&mut self, id: LoanId) -> Result<(), Error> {
+        self.fm.reclaim(&mut self.m, id, false)
     }
 
     /// Whether the host can read a partition's secret in one of these pages, on any core, with any attribute.
