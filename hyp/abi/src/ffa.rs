@@ -40,6 +40,32 @@ pub const MSG_SEND_DIRECT_REQ_64: u32 = 0xC400_006F;
 pub const MSG_SEND_DIRECT_RESP_32: u32 = 0x8400_0070;
 /// FFA_MSG_SEND_DIRECT_RESP (64-bit).
 pub const MSG_SEND_DIRECT_RESP_64: u32 = 0xC400_0070;
+/// FFA_MEM_DONATE (32-bit); w1 = bytes of the descriptor, w2 = bytes of them in TX. See [`crate::memory`].
+pub const MEM_DONATE_32: u32 = 0x8400_0071;
+/// FFA_MEM_DONATE (64-bit).
+pub const MEM_DONATE_64: u32 = 0xC400_0071;
+/// FFA_MEM_LEND (32-bit).
+pub const MEM_LEND_32: u32 = 0x8400_0072;
+/// FFA_MEM_LEND (64-bit).
+pub const MEM_LEND_64: u32 = 0xC400_0072;
+/// FFA_MEM_SHARE (32-bit).
+pub const MEM_SHARE_32: u32 = 0x8400_0073;
+/// FFA_MEM_SHARE (64-bit).
+pub const MEM_SHARE_64: u32 = 0xC400_0073;
+/// FFA_MEM_RETRIEVE_REQ (32-bit).
+pub const MEM_RETRIEVE_REQ_32: u32 = 0x8400_0074;
+/// FFA_MEM_RETRIEVE_REQ (64-bit).
+pub const MEM_RETRIEVE_REQ_64: u32 = 0xC400_0074;
+/// FFA_MEM_RETRIEVE_RESP; w1 = bytes of the descriptor, w2 = bytes of them in RX.
+pub const MEM_RETRIEVE_RESP: u32 = 0x8400_0075;
+/// FFA_MEM_RELINQUISH.
+pub const MEM_RELINQUISH: u32 = 0x8400_0076;
+/// FFA_MEM_RECLAIM; w1 and w2 = handle, w3 = flags.
+pub const MEM_RECLAIM: u32 = 0x8400_0077;
+/// FFA_MEM_FRAG_RX; w1 and w2 = handle, w3 = offset of the fragment that is wanted.
+pub const MEM_FRAG_RX: u32 = 0x8400_007A;
+/// FFA_MEM_FRAG_TX; w1 and w2 = handle, w3 = bytes of the fragment.
+pub const MEM_FRAG_TX: u32 = 0x8400_007B;
 /// FFA_NOTIFICATION_BITMAP_CREATE.
 pub const NOTIFICATION_BITMAP_CREATE: u32 = 0x8400_007D;
 /// FFA_NOTIFICATION_BITMAP_DESTROY.

@@ -10,6 +10,7 @@
 pub mod bundle;
 pub mod ffa;
 pub mod manifest;
+pub mod memory;
 pub mod service;
 pub mod session;
 pub mod stats;

@@ -34,6 +34,8 @@ pub mod kind {
     pub const MODEL: u32 = 3;
     /// Memory that the partition may share with the host page by page: zeroed when given.
     pub const SHARED: u32 = 4;
+    /// Room for memory that the partition retrieves from others (FF-A share and lend): nothing is given here.
+    pub const BORROWED: u32 = 5;
 }
 
 /// Region access bits.

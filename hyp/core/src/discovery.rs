@@ -6,7 +6,7 @@
 use crate::ffa::{Answer, failure, success};
 use crate::message::{Endpoint, is_for};
 use crate::partition::Partition;
-use crate::{Hypervisor, Platform};
+use crate::{Hypervisor, Platform, memory};
 use hyp_abi::ffa::error::{INVALID_PARAMETERS, NOT_SUPPORTED, RETRY};
 use hyp_abi::ffa::*;
 
@@ -88,7 +88,7 @@ pub(crate) fn features(function: u32, is_host: bool, version: u32) -> Answer {
         FEATURE_SRI if is_host => success(SRI.into(), 0),
         FEATURE_NPI if !is_host => success(NPI.into(), 0),
         // Managed exit, among others: a partition is preempted as it is.
-        _ => failure(NOT_SUPPORTED),
+        _ => memory::features(function).map_or(failure(NOT_SUPPORTED), |[w2, w3]| success(w2, w3)),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::discovery::{features, is_of_1_2};
 use crate::message::{Endpoint, is_for};
 use crate::partition::{self, Partition, State, Vcpu};
-use crate::{Hypervisor, Mailbox, Outcome, Platform, knob, service};
+use crate::{Hypervisor, Mailbox, Outcome, Platform, knob, memory, service};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error::{ABORTED, BUSY, DENIED, INVALID_PARAMETERS, NOT_SUPPORTED};
 use hyp_abi::ffa::{
@@ -191,6 +191,9 @@ impl Hypervisor {
             MSG_SEND2 => self.send2(platform, caller, first, second),
             CONSOLE_LOG_32 | CONSOLE_LOG_64 => {
                 self.console_log(platform, caller, function, regs).map(|()| success(0, 0))
+            }
+            _ if memory::is_memory_call(function) => {
+                return self.memory_call(platform, caller, function, &args);
             }
             _ => self.notification_call(platform, caller, function, &args)?,
         };

@@ -18,6 +18,9 @@
 //! | 0x4A | `SIMD_SWITCH` | saving and restoring SIMD registers (arch layer) |
 //! | 0x4B | `REGISTER_TRAPS` | the traps of debug and performance registers in a partition (arch layer) |
 //! | 0x4C | `INTERRUPT_ROUTING` | taking interrupts from a partition (arch layer) |
+//! | 0x50 | `HANDLE_RECEIVER` | RETRIEVE_REQ's check that the caller is a receiver |
+//! | 0x51 | `HANDLE_SENDER` | RECLAIM's check that the caller is the sender |
+//! | 0x52 | `DESCRIPTOR_BOUNDS` | the check that a descriptor lies in what was sent: its own numbers are believed |
 //! | 0x58 | `GUEST_MAILBOX` | the check that a partition's buffers are pages of its own alone |
 //! | 0x59 | `NOTIFICATION_BINDING` | the check that the receiver lets the sender set a notification |
 //! | 0x5A | `SENDER_ID` | the check that who sends is who it says |
@@ -58,6 +61,12 @@ pub const SIMD_SWITCH: u64 = 0x4A;
 pub const REGISTER_TRAPS: u64 = 0x4B;
 /// The routing of interrupts to the hypervisor.
 pub const INTERRUPT_ROUTING: u64 = 0x4C;
+/// RETRIEVE_REQ's check of the caller.
+pub const HANDLE_RECEIVER: u64 = 0x50;
+/// RECLAIM's check of the caller.
+pub const HANDLE_SENDER: u64 = 0x51;
+/// Bounds of memory descriptors.
+pub const DESCRIPTOR_BOUNDS: u64 = 0x52;
 /// Ownership of a partition's buffers.
 pub const GUEST_MAILBOX: u64 = 0x58;
 /// The receiver's consent to a notification.
@@ -100,6 +109,9 @@ pub const NAMES: &[(&str, u64)] = &[
     ("SIMD_SWITCH", SIMD_SWITCH),
     ("REGISTER_TRAPS", REGISTER_TRAPS),
     ("INTERRUPT_ROUTING", INTERRUPT_ROUTING),
+    ("HANDLE_RECEIVER", HANDLE_RECEIVER),
+    ("HANDLE_SENDER", HANDLE_SENDER),
+    ("DESCRIPTOR_BOUNDS", DESCRIPTOR_BOUNDS),
     ("GUEST_MAILBOX", GUEST_MAILBOX),
     ("NOTIFICATION_BINDING", NOTIFICATION_BINDING),
     ("SENDER_ID", SENDER_ID),

@@ -11,7 +11,7 @@
 //! - Bounded: a call moves at most [`stage2::STEP_PAGES`] pages or hashes [`hyp_abi::service::MEASURE_STEP_PAGES`].
 //! - Single fetch: a list or a manifest is copied once from the TX buffer, then validated, then used.
 //! - No call of a partition blocks the hypervisor. One that names another partition leaves it a message, where it made
-//!   room for one, or a notification that it asked for; nothing else.
+//!   room for one, a notification that it asked for, or an offer of memory, which it may retrieve; nothing else.
 //!
 //! # Life of a partition
 //! ```text
@@ -42,6 +42,7 @@ pub mod interrupt;
 pub mod knob;
 mod logs;
 mod manifest;
+mod memory;
 mod message;
 mod notification;
 mod partition;
@@ -202,6 +203,7 @@ pub struct Hypervisor {
     mirrored: logs::Rate,
     /// Changes with the set of partitions; never 0.
     generation: u16,
+    transactions: memory::Transactions,
     counters: Counters,
     knobs: knob::Knobs,
     shutting_down: bool,
@@ -222,6 +224,7 @@ impl Hypervisor {
             logs: [const { logs::Log::EMPTY }; MAX_PARTITIONS],
             mirrored: logs::Rate::new(),
             generation: 1,
+            transactions: memory::Transactions::NONE,
             counters: Counters { blocked_accesses: 0, refused_calls: 0, host_exits: 0, world_switches: 0 },
             knobs: knob::Knobs::new(),
             shutting_down: false,
@@ -268,12 +271,14 @@ impl Hypervisor {
     pub fn host_abort(&mut self, platform: &impl Platform, ipa: u64, fetch: bool) -> HostAbort {
         self.counters.host_exits += 1;
         let retry = match self.memory.host_state(platform, Pa(ipa)) {
-            PageState::HostOwned | PageState::HostPinned => true,
+            PageState::HostOwned | PageState::HostPinned | PageState::HostShared => true,
             // Never executable for the host, so a fetch would repeat for ever.
             PageState::HostDevice | PageState::Shared => !fetch,
-            PageState::Partition { .. } | PageState::Table | PageState::Hypervisor | PageState::Absent => {
-                false
-            }
+            PageState::Partition { .. }
+            | PageState::HostLent
+            | PageState::Table
+            | PageState::Hypervisor
+            | PageState::Absent => false,
         };
         if retry {
             return HostAbort::Retry;

@@ -67,7 +67,7 @@ fn region_is_sound(region: &Region) -> bool {
     let bits = region.access;
     let allowed = match region.kind {
         kind::IMAGE => access::READ | access::WRITE | access::EXECUTE,
-        kind::ZERO | kind::MODEL | kind::SHARED => access::READ | access::WRITE,
+        kind::ZERO | kind::MODEL | kind::SHARED | kind::BORROWED => access::READ | access::WRITE,
         _ => return false,
     };
     bits & access::READ != 0

@@ -149,7 +149,7 @@ fn buffer_page(
         // As if the address were a physical one where the partition has none.
         return Some(page.map_or(Pa(ipa.0), |page| page.pa));
     }
-    let page = page.filter(|page| page.access == Access::ReadWrite && !page.shared)?;
+    let page = page.filter(|page| page.access == Access::ReadWrite && !page.shared && !page.loaned)?;
     let is_own = memory.host_state(platform, page.pa) == PageState::Partition { slot, ipa };
     is_own.then_some(page.pa)
 }

@@ -5,7 +5,7 @@ use crate::partition::{self, End, Partition, State, Vcpu};
 use crate::{Hypervisor, Mailbox, Platform, knob, manifest};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error::{ABORTED, BUSY, DENIED, INVALID_PARAMETERS, NO_MEMORY, NOT_SUPPORTED};
-use hyp_abi::manifest::{Manifest, access};
+use hyp_abi::manifest::{Manifest, access, kind};
 use hyp_abi::service::{
     INFO_FAULT_KNOBS, MAX_PARTITIONS, MEASURE_STEP_PAGES, MEASUREMENT_SIZE, PageRange, STEP_PAGES, VERSION,
     op,
@@ -46,7 +46,11 @@ impl From<Error> for Refusal {
             Error::IpaTaken { ipa }
             | Error::NotShareable { ipa }
             | Error::AlreadyShared { ipa }
-            | Error::NotShared { ipa } => (DENIED, ipa.0),
+            | Error::NotShared { ipa }
+            | Error::Loaned { ipa } => (DENIED, ipa.0),
+            Error::NoSuchLoan => (INVALID_PARAMETERS, 0),
+            Error::NotRetrievable | Error::NotBorrowed | Error::Borrowed => (DENIED, 0),
+            Error::TooManyLoans => (NO_MEMORY, 0),
             Error::NoTables { needed } => (NO_MEMORY, needed),
             Error::SlotTaken | Error::Busy => (BUSY, 0),
             Error::Corrupted => {
@@ -187,6 +191,9 @@ impl Hypervisor {
         let offence = Refusal { code: INVALID_PARAMETERS, value: ipa };
         let (index, region) = manifest::region_of(&partition.manifest, ipa).ok_or(offence)?;
         let contents = manifest::has_contents(region);
+        if region.kind == kind::BORROWED {
+            return Err(Refusal { code: DENIED, value: index as u64 });
+        }
         let allowed = match partition.state {
             State::Created => true,
             State::Measuring(_) | State::Measured | State::Running => !contents || late_contents,
@@ -308,6 +315,7 @@ impl Hypervisor {
         leave(partition, platform)?;
         let (slot, vcpu_count) = (partition.slot, partition.vcpus_mut().len());
         let remaining = self.memory.partition_destroy(platform, slot, STEP_PAGES)?;
+        self.forget_transactions(slot);
         if remaining == 0
             && let Some(place) = self.partitions.get_mut(slot.index())
         {

@@ -11,7 +11,7 @@ fn error(code: i32) -> [u64; 8] {
 }
 
 /// Who has what, and since which version; a number with another convention is nobody's.
-const FUNCTIONS: [(u32, bool, bool, u32); 39] = [
+const FUNCTIONS: [(u32, bool, bool, u32); 52] = [
     (ERROR, true, true, 1),
     (SUCCESS_32, true, true, 1),
     (SUCCESS_64, true, true, 1),
@@ -45,6 +45,19 @@ const FUNCTIONS: [(u32, bool, bool, u32); 39] = [
     (NOTIFICATION_GET, true, true, 1),
     (NOTIFICATION_INFO_GET_32, true, false, 1),
     (NOTIFICATION_INFO_GET_64, true, false, 1),
+    (MEM_DONATE_32, true, true, 1),
+    (MEM_DONATE_64, true, true, 1),
+    (MEM_LEND_32, true, true, 1),
+    (MEM_LEND_64, true, true, 1),
+    (MEM_SHARE_32, true, true, 1),
+    (MEM_SHARE_64, true, true, 1),
+    (MEM_RETRIEVE_REQ_32, true, true, 1),
+    (MEM_RETRIEVE_REQ_64, true, true, 1),
+    (MEM_RETRIEVE_RESP, true, true, 1),
+    (MEM_RELINQUISH, true, true, 1),
+    (MEM_RECLAIM, true, true, 1),
+    (MEM_FRAG_RX, true, true, 1),
+    (MEM_FRAG_TX, true, true, 1),
     (CONSOLE_LOG_32, false, true, 2),
     (CONSOLE_LOG_64, false, true, 2),
     // Features: notification pending, schedule receiver, managed exit, and one that does not exist.

@@ -1,9 +1,12 @@
 //! Seeded random calls of a hostile host and hostile partitions, with invariants between them.
 
+use super::memory::Sent;
 use super::*;
+use crate::message::Endpoint;
 use crate::partition::Vcpu;
 use hyp_abi::ffa::error;
-use stage2::{HOST_VMID, Ipa};
+use hyp_abi::memory::{FLAG_ANY_RECEIVERS, READ_ONLY, Relinquish};
+use stage2::{HOST_VMID, Ipa, LoanId, LoanKind, MAX_LOANS};
 
 /// xorshift64*.
 pub struct Random(pub u64);
@@ -31,6 +34,10 @@ struct Fuzz {
     random: Random,
     /// (id, vCPU) that the arch layer has on a CPU.
     inside: Vec<(u64, u64)>,
+    /// Handles that were seen, with sender, receiver and pages.
+    handles: Vec<(u64, u64, u64, u64)>,
+    /// TX of partitions, by id.
+    guest_tx: std::collections::BTreeMap<u64, u64>,
     /// How often each interesting thing happened: the test means nothing if one never does.
     reached: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -39,7 +46,8 @@ impl Fuzz {
     fn new(seed: u64) -> Self {
         let mut world = World::new();
         world.ffa(&[abi::NOTIFICATION_BITMAP_CREATE.into(), 0, 2]);
-        Self { world, random: Random(seed), inside: Vec::new(), reached: std::collections::BTreeMap::new() }
+        let (handles, guest_tx, reached) = Default::default();
+        Self { world, random: Random(seed), inside: Vec::new(), handles, guest_tx, reached }
     }
 
     fn note(&mut self, what: &'static str) {
@@ -54,9 +62,12 @@ impl Fuzz {
         let (base, pages) = match self.random.below(40) {
             0 => (self.random.pick(&[0, 1 << 40, u64::MAX << 12]), 1),
             1..=6 => (IMAGE, 64),
-            7..=9 => (DATA, 16),
-            10..=12 => (MODEL, 64),
-            13..=30 => (HEAP, 2048),
+            7 | 8 => (DATA, 16),
+            9 | 10 => (MODEL, 64),
+            11 => (BORROWED, 64),
+            12 => (BORROWED_READ, 16),
+            13..=16 => (HEAP, 2048),
+            17..=30 => (HEAP, 64),
             _ => (SESSION, 8),
         };
         // Its buffers lie at the start of the heap.
@@ -86,6 +97,7 @@ impl Fuzz {
     fn count(&mut self) -> u64 {
         match self.random.below(24) {
             0 => self.random.pick(&[0, 255, 256, 257, 512, 513, 1 << 32, u64::MAX]),
+            1..=4 => 8 + self.random.below(24),
             _ => 1 + self.random.below(4),
         }
     }
@@ -107,7 +119,7 @@ impl Fuzz {
         let bytes = match self.random.below(16) {
             0 => (0..4096).map(|_| self.random.next() as u8).collect(),
             _ if operation == op::CREATE => {
-                let mut manifest = manifest();
+                let mut manifest = borrowing();
                 manifest.vcpu_count = 1 + self.random.below(4) as u32;
                 if self.random.one_in(8) {
                     let at = self.random.below(432) as usize;
@@ -167,6 +179,146 @@ impl Fuzz {
         }
     }
 
+    /// A call of memory management: its words, and what should be in TX. Mostly it makes sense, then a part of it is broken.
+    fn memory_call(&mut self, caller: u64) -> ([u64; 8], Vec<u8>) {
+        let number = self.random.below(16);
+        // Mostly one that is the caller's to use.
+        let fits = |&&(_, sender, receiver, _): &&(u64, u64, u64, u64)| match number {
+            5..=11 | 15 => receiver == caller,
+            _ => sender == caller,
+        };
+        let mine: Vec<_> = self.handles.iter().filter(fits).copied().collect();
+        let handle = match (self.random.below(12), self.handles.is_empty()) {
+            (0, _) | (_, true) => (self.random.next() >> 20, self.id(), self.id(), 1),
+            (1, _) => self.random.pick(&self.handles.clone()),
+            (2..=5, _) => mine.last().copied().unwrap_or((0, 0, 0, 1)),
+            _ => {
+                if mine.is_empty() {
+                    (0, 0, 0, 1)
+                } else {
+                    self.random.pick(&mine)
+                }
+            }
+        };
+        let kinds = [LoanKind::Share, LoanKind::Lend, LoanKind::Donate];
+        let split = |handle: u64| [handle & 0xFFFF_FFFF, handle >> 32];
+        let mut words = [0; 8];
+        let mut bytes = match number {
+            0..=4 => {
+                let kind = self.random.pick(&kinds);
+                let count = if self.random.one_in(20) { 250 } else { 1 + self.random.below(3) };
+                let ranges: Vec<_> = (0..count)
+                    .map(|_| {
+                        let address = match caller {
+                            0 => self.pa(),
+                            _ if self.random.one_in(8) => self.ipa(),
+                            _ => HEAP + self.random.below(64) * PAGE,
+                        };
+                        (address, 1 + self.random.below(4))
+                    })
+                    .collect();
+                let receivers: Vec<_> = (0..if self.random.one_in(4) { 2 } else { 1 })
+                    .map(|_| if caller != 0 && self.random.one_in(3) { 0 } else { self.id() })
+                    .collect();
+                let mut sent = Sent::new(caller, kind, &receivers, &ranges);
+                sent.old = self.random.one_in(4);
+                let function = [abi::MEM_SHARE_32, abi::MEM_LEND_64, abi::MEM_DONATE_32];
+                let bytes = sent.bytes();
+                let index = kinds.iter().position(|k| *k == kind).unwrap();
+                let fragment =
+                    if self.random.one_in(8) { bytes.len() as u64 - 16 } else { bytes.len() as u64 };
+                words[..3].copy_from_slice(&[function[index].into(), bytes.len() as u64, fragment.min(4096)]);
+                bytes
+            }
+            5..=8 => {
+                let (handle, sender, receiver, pages) = handle;
+                let receiver = if self.random.one_in(8) { receiver } else { caller };
+                let at = match self.random.below(4) {
+                    0 => self.ipa(),
+                    1 => HEAP + (256 + self.random.below(128)) * PAGE,
+                    _ => BORROWED + self.random.below(64) * PAGE,
+                };
+                let mut request =
+                    Sent::request(handle, sender, receiver, (caller != 0).then_some((at, pages)));
+                request.header.flags = FLAG_ANY_RECEIVERS;
+                if self.random.one_in(3) {
+                    request.accesses[0].permissions = self.random.pick(&[0, READ_ONLY]);
+                }
+                let bytes = request.bytes();
+                words[..3].copy_from_slice(&[
+                    abi::MEM_RETRIEVE_REQ_64.into(),
+                    bytes.len() as u64,
+                    bytes.len() as u64,
+                ]);
+                bytes
+            }
+            9..=11 => {
+                words[0] = abi::MEM_RELINQUISH.into();
+                let flags = u32::from(self.random.one_in(4));
+                let endpoint = caller as u16;
+                Relinquish { handle: handle.0, flags, endpoint_count: 1, endpoint }.as_bytes().to_vec()
+            }
+            12 => {
+                let [low, high] = split(handle.0);
+                words[..4].copy_from_slice(&[abi::MEM_RECLAIM.into(), low, high, self.random.below(16) / 15]);
+                Vec::new()
+            }
+            13 | 14 => {
+                let [low, high] = split(handle.0);
+                words[..4].copy_from_slice(&[abi::MEM_FRAG_TX.into(), low, high, 16]);
+                let address = if caller == 0 { self.pa() } else { HEAP + self.random.below(64) * PAGE };
+                let pages = 1 + self.random.below(4);
+                let range = Sent::new(0, LoanKind::Share, &[], &[(address, pages)]).ranges;
+                range.as_bytes().to_vec()
+            }
+            _ => {
+                let [low, high] = split(handle.0);
+                words[..4].copy_from_slice(&[abi::MEM_FRAG_RX.into(), low, high, 16 * self.random.below(16)]);
+                Vec::new()
+            }
+        };
+        bytes.truncate(4096);
+        if self.random.one_in(5) && !bytes.is_empty() {
+            let at = self.random.below(bytes.len() as u64) as usize;
+            bytes[at] ^= 1 << self.random.below(8);
+        }
+        if self.random.one_in(20) {
+            words[1 + self.random.below(4) as usize] = self.word();
+        }
+        (words, bytes)
+    }
+
+    /// Remembers the handles that calls answer, and counts what happened.
+    fn note_memory(&mut self, caller: u64, words: &[u64], bytes: &[u8], answer: &[u64]) {
+        let function = words[0] as u32;
+        let is_send = matches!(function & 0xFF, 0x71..=0x73);
+        let done = answer[0] == abi::SUCCESS_32.into();
+        match function {
+            _ if is_send && answer[0] == abi::MEM_FRAG_RX.into() => self.note("fragment awaited"),
+            abi::MEM_FRAG_TX if done => self.note("fragments complete"),
+            abi::MEM_RETRIEVE_REQ_64 if answer[0] == abi::MEM_RETRIEVE_RESP.into() => {
+                self.note(if caller == 0 { "host retrieved" } else { "retrieved" });
+            }
+            abi::MEM_RELINQUISH if done => self.note("relinquished"),
+            abi::MEM_RECLAIM if done => self.note("reclaimed"),
+            _ if is_send && done => self.note(if caller == 0 { "host loaned" } else { "partition loaned" }),
+            _ => {}
+        }
+        let is_handle = is_send && answer[0] != abi::ERROR.into();
+        if is_handle {
+            let words = if answer[0] == abi::SUCCESS_32.into() { &answer[2..4] } else { &answer[1..3] };
+            let handle = words[0] | words[1] << 32;
+            let id = LoanId::new((handle & 0xFF) as usize).unwrap();
+            let pages = self.world.hyp.memory().loan(id).map_or(1, |loan| loan.page_count);
+            if self.handles.len() > 40 {
+                let at = self.random.below(40) as usize;
+                self.handles.swap_remove(at);
+            }
+            let receiver = u16::from_le_bytes([bytes[48], bytes[49]]);
+            self.handles.push((handle, caller, receiver.into(), pages));
+        }
+    }
+
     fn host_call(&mut self) {
         let functions = [
             abi::VERSION,
@@ -211,12 +363,26 @@ impl Fuzz {
                 let tx = if self.random.one_in(2) { TX } else { self.pa() };
                 words[..4].copy_from_slice(&[abi::RXTX_MAP_64.into(), tx, tx ^ PAGE, 1]);
             }
+            11..=16 => {
+                let (call, bytes) = self.memory_call(0);
+                if let Some(mailbox) = self.world.hyp.mailbox {
+                    self.world.platform.machine.write_page(mailbox.tx, &page(&bytes));
+                }
+                let (regs, outcome) = self.world.smc(&call);
+                assert_eq!(outcome, Outcome::Return);
+                self.note_memory(0, &call, &bytes, &regs);
+                return;
+            }
             10 => words[..4].copy_from_slice(&[abi::RXTX_MAP_64.into(), TX, RX, 1]),
             _ => {
                 let operation = match self.random.below(64) {
                     0 => self.random.next() & 0xff,
-                    1 if self.random.one_in(2) => op::DESTROY,
-                    2 => op::STOP,
+                    1 if self.random.one_in(8) => op::DESTROY,
+                    2 if self.random.one_in(8) => op::STOP,
+                    1 | 2 => {
+                        self.destroy_ended();
+                        return;
+                    }
                     3..=6 => op::CREATE,
                     7..=10 => op::MEASURE,
                     11..=14 => op::START,
@@ -286,6 +452,49 @@ impl Fuzz {
         }
     }
 
+    /// Random calls alone hardly ever get a partition to run with all it needs.
+    fn boot(&mut self) {
+        let Some(mailbox) = self.world.hyp.mailbox else { return };
+        self.world.ffa(&[abi::RX_RELEASE.into(), 0]);
+        self.world.platform.machine.write_page(mailbox.tx, &page(borrowing().as_bytes()));
+        let (0, [id, ..]) = self.world.request(op::CREATE, &[432]) else { return };
+        for (ipa, count) in [(IMAGE, 2), (HEAP, 64), (SESSION, 4)] {
+            for _ in 0..8 {
+                let list = list_bytes(&[(PAGES + self.random.below(4096 - count) * PAGE, count)]);
+                self.world.platform.machine.write_page(mailbox.tx, &page(&list));
+                if self.world.request(op::GIVE, &[id, ipa, 1]).0 == 0 {
+                    self.note("given");
+                    break;
+                }
+            }
+        }
+        self.world.request(op::MEASURE, &[id]);
+        self.world.ffa(&[abi::RX_RELEASE.into(), 0]);
+        self.world.request(op::START, &[id]);
+        let (_, outcome) = self.world.smc(&[abi::RUN.into(), id << 16]);
+        if let Outcome::Enter { .. } = outcome {
+            self.inside.push((id, 0));
+            let map = [abi::RXTX_MAP_64.into(), HEAP, HEAP + PAGE, 1];
+            let (_, guest, _) = self.world.exit(id, 0, Exit::Call, &map);
+            if guest[0] == abi::SUCCESS_32.into() {
+                self.guest_tx.insert(id, HEAP);
+                self.note("booted");
+            }
+        }
+    }
+
+    /// So that ids become free.
+    fn destroy_ended(&mut self) {
+        let ended = self.world.hyp.partitions.iter().flatten().filter(|partition| partition.end().is_some());
+        let ids: Vec<_> = ended.map(|partition| u64::from(partition.id())).collect();
+        if !ids.is_empty() {
+            let id = self.random.pick(&ids);
+            if let (0, [0, ..]) = self.world.request(op::DESTROY, &[id]) {
+                self.note("destroyed");
+            }
+        }
+    }
+
     fn vcpu_exits(&mut self) {
         let Some(index) = (!self.inside.is_empty()).then(|| self.random.below(self.inside.len() as u64))
         else {
@@ -293,7 +502,10 @@ impl Fuzz {
         };
         let (id, vcpu) = self.inside[index as usize];
         let mut words: [u64; 8] = std::array::from_fn(|_| self.word());
-        let exit = match self.random.below(128) {
+        let mut memory = None;
+        let goes_on = !self.random.one_in(3);
+        let exit = match self.random.below(192) {
+            0..=2 if goes_on => Exit::Interrupt,
             0 => Exit::Undefined { class: self.random.below(64) },
             1 => Exit::SError,
             2 => Exit::Abort { ipa: self.ipa(), write: self.random.one_in(2), fetch: self.random.one_in(2) },
@@ -303,6 +515,30 @@ impl Fuzz {
                 value: if self.random.one_in(4) { self.random.next() } else { self.random.below(16) },
             },
             18..=24 => Exit::WaitForInterrupt { deadline: self.random.one_in(2).then(|| self.random.next()) },
+            128..=175 => {
+                let (call, bytes) = self.memory_call(id);
+                words = call;
+                if let Some(&tx) = self.guest_tx.get(&id)
+                    && let World { hyp, platform } = &mut self.world
+                    && let Some(page_of_tx) = hyp.memory().partition_page(platform, slot(id), Ipa(tx))
+                    && !page_of_tx.borrowed
+                {
+                    platform.machine.write_page(page_of_tx.pa, &page(&bytes));
+                }
+                memory = Some(bytes);
+                Exit::Call
+            }
+            176..=183 => {
+                words[0] = abi::RX_RELEASE.into();
+                words[1] = 0;
+                if self.random.one_in(3) || !self.guest_tx.contains_key(&id) {
+                    let tx = HEAP + self.random.below(64) * PAGE;
+                    words[..4].copy_from_slice(&[abi::RXTX_MAP_64.into(), tx, tx ^ PAGE, 1]);
+                } else if self.random.one_in(16) {
+                    words[..2].copy_from_slice(&[abi::RXTX_UNMAP.into(), 0]);
+                }
+                Exit::Call
+            }
             _ => {
                 match self.random.below(28) {
                     _ if self.random.one_in(400) => words[0] = 0x8400_0008,
@@ -334,8 +570,8 @@ impl Fuzz {
                     }
                     _ => {
                         let operation = match self.random.below(32) {
-                            0..=2 => self.random.pick(&[op::EXIT, op::PANIC]),
-                            3..=14 => op::SHARE,
+                            0 if self.random.one_in(4) => self.random.pick(&[op::EXIT, op::PANIC]),
+                            1..=14 => op::SHARE,
                             15..=24 => op::UNSHARE,
                             _ => self.random.pick(&[op::REGION, op::INFO, op::GIVE]),
                         };
@@ -373,6 +609,14 @@ impl Fuzz {
                 Some(abi::CONSOLE_LOG_64) => self.note("logged"),
                 _ => (),
             }
+        }
+        if next == Next::Resume
+            && let Some(bytes) = memory
+        {
+            self.note_memory(id, &words, &bytes, &regs);
+        }
+        if exit == Exit::Call && words[0] as u32 == abi::RXTX_MAP_64 && regs[0] == abi::SUCCESS_32.into() {
+            self.guest_tx.insert(id, words[1]);
         }
         if self.world.hyp.memory().counters().pages_shared > shared {
             self.note("shared");
@@ -412,10 +656,21 @@ impl Fuzz {
             // Every page lies where the manifest has a region, and is nobody else's.
             let mut from = Ipa(0);
             while let Some(page) = hyp.memory.next_partition_page(platform, partition.slot, from) {
-                assert!(crate::manifest::region_of(&partition.manifest, page.ipa.0).is_some());
+                let (_, region) = crate::manifest::region_of(&partition.manifest, page.ipa.0).unwrap();
+                assert_eq!(page.borrowed, region.kind == kind::BORROWED);
                 let readable = platform.machine.read(1, HOST_VMID, Ipa(page.pa.0), true).is_some();
-                assert_eq!(readable, page.shared, "{page:x?}");
-                assert!(owned.insert(page.pa), "{page:x?} has two owners");
+                match page.borrowed {
+                    false => {
+                        assert_eq!(readable, page.shared, "{page:x?}");
+                        assert!(owned.insert(page.pa), "{page:x?} has two owners");
+                    }
+                    true => {
+                        let state = hyp.memory.host_state(platform, page.pa);
+                        let shared = matches!(state, PageState::HostShared | PageState::Shared);
+                        assert_eq!(readable, shared, "{page:x?} {state:?}");
+                        assert_ne!(state, PageState::HostOwned);
+                    }
+                }
                 from = Ipa(page.ipa.0 + PAGE);
             }
         }
@@ -424,6 +679,15 @@ impl Fuzz {
         for partition in hyp.partitions.iter().flatten() {
             partition.notifications.check(&here);
             assert!(!partition.messages.is_torn());
+        }
+        let is_dying = |p: &crate::Partition| matches!(p.state, crate::partition::State::Dying(_));
+        let any_dying = hyp.partitions.iter().flatten().any(is_dying);
+        for id in (0..MAX_LOANS).filter_map(LoanId::new) {
+            let (loan, transaction) = (hyp.memory.loan(id), hyp.transactions.retrieved_now(id));
+            // What a dying partition still has, its transactions know no more.
+            let dying =
+                loan.is_some_and(|loan| loan.is_borrowed()) && transaction == Some(false) && any_dying;
+            assert!(dying || loan.map(|loan| loan.is_borrowed()) == transaction);
         }
         inside.sort();
         self.inside.sort();
@@ -444,6 +708,10 @@ impl Fuzz {
             while matches!(self.world.request(op::DESTROY, &[id]), (0, [left, ..]) if left > 0) {}
         }
         self.world.ffa(&[abi::RXTX_UNMAP.into(), 0]);
+        for handle in self.world.hyp.transactions.handles(Endpoint::Host) {
+            let [low, high] = [handle & 0xFFFF_FFFF, handle >> 32];
+            assert_eq!(self.world.ffa(&[abi::MEM_RECLAIM.into(), low, high, 0])[0], abi::SUCCESS_32.into());
+        }
         // The old buffers may be anybody's by now; these were never named.
         self.world.ffa(&[abi::RXTX_MAP_64.into(), RAM + 0x3000_0000, RAM + 0x3000_1000, 1]);
         while self.world.ok(op::TABLES_RECALL, &[512])[1] > 0 {
@@ -458,7 +726,9 @@ impl Fuzz {
 fn run(seed: u64, steps: u64) -> std::collections::BTreeMap<&'static str, u64> {
     let mut fuzz = Fuzz::new(seed);
     for step in 0..steps {
-        if fuzz.random.one_in(3) {
+        if step % 512 == 0 {
+            fuzz.boot();
+        } else if fuzz.random.one_in(3) {
             fuzz.vcpu_exits();
         } else {
             fuzz.host_call();
@@ -472,12 +742,16 @@ fn run(seed: u64, steps: u64) -> std::collections::BTreeMap<&'static str, u64> {
 }
 
 #[test]
-fn random_calls_break_nothing() {
+fn a_million_random_calls_break_nothing() {
+    // A million calls in all.
+    let seeds = |first: u64| (first..=8).step_by(2).map(|seed| 0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed));
+    let half = |first| seeds(first).flat_map(|seed| run(seed, 125_000)).collect::<Vec<_>>();
+    let halves = std::thread::scope(|scope| {
+        [1, 2].map(|first| scope.spawn(move || half(first))).map(|thread| thread.join().unwrap())
+    });
     let mut reached = std::collections::BTreeMap::new();
-    for seed in 1..=8 {
-        for (what, count) in run(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed), 30_000) {
-            *reached.entry(what).or_insert(0) += count;
-        }
+    for (what, count) in halves.into_iter().flatten() {
+        *reached.entry(what).or_insert(0) += count;
     }
     for what in [
         "entered",
@@ -504,8 +778,17 @@ fn random_calls_break_nothing() {
         "partition notified",
         "partition bound",
         "logged",
+        "host loaned",
+        "partition loaned",
+        "fragment awaited",
+        "fragments complete",
+        "retrieved",
+        "host retrieved",
+        "relinquished",
+        "reclaimed",
     ] {
         let count = reached.get(what).copied().unwrap_or(0);
         assert!(count >= 5, "{what} happened {count} times: {reached:?}");
     }
+    println!("{reached:?}");
 }

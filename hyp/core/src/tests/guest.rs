@@ -94,9 +94,10 @@ fn its_ffa_calls() {
     assert_eq!(world.guest_call(id, &[abi::VERSION.into(), 0x1_0002])[0], w(NOT_SUPPORTED), "fixed at 1.1");
     assert_eq!(world.guest_call(id, &[abi::SPM_ID_GET.into()]), success(0x8000));
     // The host's calls and those of nobody; FF-A 1.2's are not there at 1.1.
-    for function in
-        [0x62u64, 0x6A, 0x6D, 0x6E, 0x71, 0x74, 0x7B, 0x7D, 0x7E, 0x83, 0x84, 0x8A, 0x8B, 0x8D, 0x8E, 0xEF]
-    {
+    for function in [
+        0x62u64, 0x6A, 0x6D, 0x6E, 0x75, 0x78, 0x79, 0x7C, 0x7D, 0x7E, 0x83, 0x84, 0x8A, 0x8B, 0x8D, 0x8E,
+        0xEF,
+    ] {
         for base in [0x8400_0000, 0xC400_0000] {
             let answer = world.guest_call(id, &[base | function, TX, RX, 1]);
             assert_eq!(answer, error(NOT_SUPPORTED), "{function:x}");

@@ -7,7 +7,7 @@ use hyp_abi::ffa::error::INVALID_PARAMETERS;
 fn every_rule_is_checked() {
     const HEADER: u64 = 16;
     type Breaker = fn(&mut Manifest);
-    let cases: [(&str, u64, Breaker); 34] = [
+    let cases: [(&str, u64, Breaker); 35] = [
         ("magic", HEADER, |m| m.magic[7] ^= 1),
         ("version", HEADER, |m| m.version = 2),
         ("no vCPU", HEADER, |m| m.vcpu_count = 0),
@@ -25,7 +25,7 @@ fn every_rule_is_checked() {
         ("entry in data", HEADER, |m| m.entry = DATA),
         ("entry not an instruction", HEADER, |m| m.entry += 2),
         ("region of kind none", 2, |m| m.regions[2].kind = 0),
-        ("region of unknown kind", 2, |m| m.regions[2].kind = 5),
+        ("region of unknown kind", 2, |m| m.regions[2].kind = 6),
         ("unaligned region", 3, |m| m.regions[3].ipa += 8),
         ("empty region", 3, |m| m.regions[3].page_count = 0),
         ("region at the limit", 3, |m| m.regions[3].ipa = 1 << 40),
@@ -39,13 +39,14 @@ fn every_rule_is_checked() {
         ("executable private memory", 3, |m| m.regions[3].access = 5),
         ("executable model", 0, |m| m.regions[0].access = 5),
         ("executable session", 4, |m| m.regions[4].access = 5),
+        ("executable borrowed memory", 5, |m| m.regions[5].access = 5),
         ("overlap at the start", 4, |m| m.regions[4].ipa = HEAP + 2047 * PAGE),
         ("overlap around", 3, |m| (m.regions[3].ipa, m.regions[3].page_count) = (0, (1 << 28) - 1)),
         ("unused region in use", 9, |m| m.regions[9].page_count = 1),
     ];
     let mut world = World::new();
     for (name, region, breaker) in cases {
-        let mut broken = manifest();
+        let mut broken = if region == 5 { borrowing() } else { manifest() };
         breaker(&mut broken);
         assert_eq!(world.create(&broken), (INVALID_PARAMETERS, [region, 0, 0, 0]), "{name}");
     }

@@ -11,6 +11,7 @@ mod knobs;
 mod lifecycle;
 mod logs;
 mod manifest;
+mod memory;
 mod messages;
 mod notifications;
 mod psci;
@@ -285,7 +286,12 @@ impl World {
 
     /// The same with its pages elsewhere.
     pub fn populated_at(&mut self, pages: u64) -> u64 {
-        let (status, [id, ..]) = self.create(&manifest());
+        self.populated_as(&manifest(), pages)
+    }
+
+    /// The same by a manifest of its own.
+    pub fn populated_as(&mut self, manifest: &Manifest, pages: u64) -> u64 {
+        let (status, [id, ..]) = self.create(manifest);
         assert_eq!(status, 0);
         for i in 0..IMAGE_PAGES {
             self.platform.machine.write_page(Pa(pages + i * PAGE), &[i as u8 + 1; 4096]);
@@ -413,8 +419,20 @@ pub const DATA: u64 = 0x60_0000;
 pub const HEAP: u64 = 0x2_0000_0000;
 pub const SESSION: u64 = 0x4_0000_0000;
 pub const MODEL: u64 = 0x8_0000_0000;
+pub const BORROWED: u64 = 0x10_0000_0000;
+pub const BORROWED_READ: u64 = 0x18_0000_0000;
 /// More than one MEASURE step.
 pub const IMAGE_PAGES: u64 = 40;
+
+/// The manifest with room to borrow.
+pub fn borrowing() -> Manifest {
+    let mut manifest = manifest();
+    let region = |ipa, page_count, access| Region { ipa, page_count, kind: kind::BORROWED, access };
+    manifest.regions[5] = region(BORROWED, 1024, access::READ | access::WRITE);
+    manifest.regions[6] = region(BORROWED_READ, 16, access::READ);
+    manifest.region_count = 7;
+    manifest
+}
 
 /// A manifest with one region of each kind, regions deliberately out of order.
 pub fn manifest() -> Manifest {
