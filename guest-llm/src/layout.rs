@@ -20,6 +20,9 @@ pub const HEAP_MAX: u64 = layout::SESSION - layout::HEAP;
 /// Most bytes of the model file.
 pub const MODEL_MAX: u64 = 64 << 30;
 
+/// Most bytes that are borrowed at a time.
+pub const BORROWED_MAX: u64 = 64 << 20;
+
 /// Positions of the regions in the manifest, for the REGION operation.
 pub mod region {
     /// Heap.
@@ -30,6 +33,8 @@ pub mod region {
     pub const VIRTIO: u64 = 5;
     /// Model file.
     pub const MODEL: u64 = 6;
+    /// What is borrowed.
+    pub const BORROWED: u64 = 7;
 }
 
 const fn of(ipa: u64, size: u64, kind: u32, access: u32) -> Region {
@@ -48,6 +53,8 @@ pub const fn manifest(name: [u8; 16]) -> Manifest {
     regions[region::VIRTIO as usize] =
         of(layout::VIRTIO, VIRTIO_PAGES * PAGE_SIZE, kind::SHARED, access::READ | access::WRITE);
     regions[region::MODEL as usize] = of(layout::MODEL, MODEL_MAX, kind::MODEL, access::READ);
+    regions[region::BORROWED as usize] =
+        of(layout::BORROWED, BORROWED_MAX, kind::BORROWED, access::READ | access::WRITE);
     Manifest {
         magic: manifest::MAGIC,
         version: manifest::VERSION,
@@ -87,5 +94,6 @@ mod tests {
         assert_eq!(used[region::SESSION as usize].kind, kind::SHARED);
         assert_eq!(used[region::VIRTIO as usize].ipa, layout::VIRTIO);
         assert_eq!(used[region::MODEL as usize].kind, kind::MODEL);
+        assert_eq!(used[region::BORROWED as usize].kind, kind::BORROWED);
     }
 }

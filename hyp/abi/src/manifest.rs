@@ -98,4 +98,6 @@ pub mod layout {
     pub const VIRTIO: u64 = SESSION + (2 << 20);
     /// Model file.
     pub const MODEL: u64 = 0x8_0000_0000;
+    /// Memory of others.
+    pub const BORROWED: u64 = 0x20_0000_0000;
 }

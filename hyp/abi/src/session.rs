@@ -155,6 +155,9 @@ pub mod probe {
     /// Host to partition: what vCPU 0 found when it started. Result: `values[0]` = general-purpose registers that were
     /// not zero (a bit each), `values[1]` = SIMD registers that were not zero.
     pub const BOOT_STATE: u32 = 0x20F;
+    /// Host to partition: an FF-A call: `args[0]` = function, `args[1..]` = x1-x3. Result: `values` = x0-x3. It must not end the
+    /// partition, nor take memory away that the probe lives in.
+    pub const FFA: u32 = 0x210;
 
     /// Host to partition: an FF-A call with x0-x3 = `args`, and x4, x5 = the pattern, if there is one. Result: status = the
     /// code of FFA_ERROR; `values[0]` = x0, `values[1..]` = w2 and w3, w4 and w5, w6 and w7 in one word each. While it waits for

@@ -10,6 +10,7 @@ mod give;
 pub mod guest;
 mod malformed;
 mod memory;
+mod memory_ffa;
 mod messages;
 pub mod state;
 mod vcpu;
@@ -109,6 +110,15 @@ pub const ATTACKS: &[Attack] = &[
     raw("vectors-leak", state::vectors_leak, &[SimdSwitch]),
     raw("virtio-reads-private", virtio::reads_private, &[SkipHostUnmap]),
     raw("virtio-writes-private", virtio::writes_private, &[SkipHostUnmap]),
+    raw("ffa-share-foreign", memory_ffa::share_foreign, &[SkipSendOwnershipCheck]),
+    raw("ffa-fragment-foreign", memory_ffa::fragment_foreign, &[SkipSendOwnershipCheck]),
+    raw("ffa-lend-mailbox", memory_ffa::lend_mailbox, &[SkipSendPinCheck]),
+    raw("ffa-reclaim-borrowed", memory_ffa::reclaim_borrowed, &[SkipBorrowedCheck]),
+    raw("ffa-secret-after-reclaim", memory_ffa::secret_after_reclaim, &[SkipScrubOnReclaim]),
+    raw("ffa-lender-reads", memory_ffa::lender_reads, &[SkipLendUnmap]),
+    raw("ffa-use-after-relinquish", memory_ffa::use_after_relinquish, &[SkipRelinquishUnmap]),
+    raw("ffa-handle-guessing", memory_ffa::handle_guessing, &[HandleReceiver]),
+    raw("ffa-descriptor-overflow", memory_ffa::descriptor_overflow, &[DescriptorBounds]),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },
 ];
 

@@ -79,6 +79,7 @@ impl Probe {
             probe::VIRTIO_READ | probe::VIRTIO_WRITE | probe::VIRTIO_ECHO => {
                 return self.virtio.commit(kind, args, values);
             }
+            probe::FFA => *values = calls::ffa(args),
             _ => return INVALID_PARAMETERS,
         }
         0

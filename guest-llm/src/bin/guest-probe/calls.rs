@@ -106,3 +106,12 @@ pub fn random(seed: u64, count: u64) -> [u64; 4] {
     }
     counts
 }
+
+/// Makes an FF-A call: function, x1-x3; returns x0-x3.
+pub fn ffa(args: [u64; 4]) -> [u64; 4] {
+    let mut x = [0; 18];
+    x[..4].copy_from_slice(&args);
+    // SAFETY: who sends the command names no memory that the probe lives in.
+    unsafe { arch::smc(&mut x) };
+    [x[0], x[1], x[2], x[3]]
+}
