@@ -243,8 +243,8 @@ impl FlexMem {
         })?;
         if kind != LoanKind::Share {
             flush.run(self, m, self.host);
-            self.scrub_pages(m, &loan, zero)?;
         }
+        self.scrub_pages(m, &loan, zero)?;
         self.put_loan(id, Some(Loan { kind: Some(kind), ..loan }));
         Ok(())
     }
@@ -291,8 +291,9 @@ impl FlexMem {
         })?;
         if kind == LoanKind::Lend {
             flush.run(self, m, tree);
-            self.scrub_pages(m, &loan, zero)?;
         }
+        // Also what is shared: no attribute shows the borrower bytes from before.
+        self.scrub_pages(m, &loan, zero)?;
         self.put_loan(id, Some(Loan { kind: Some(kind), ..loan }));
         Ok(())
     }

@@ -12,6 +12,8 @@ use super::*;
 
 const PAGES: u64 = 3;
 const BASE: u64 = 0x4000_0000;
+/// Where partitions retrieve: beside their pages, in the same table.
+const BORROWED: u64 = 8 * PAGE_SIZE;
 
 fn pa(page: u64) -> u64 {
     BASE + page * PAGE_SIZE
@@ -29,15 +31,21 @@ struct State {
     key: Key,
 }
 
-/// Of each page: owner, memory, cache. What cores have cached (always fresh, [`audit`] says). Of each slot: state, pages.
+/// Of each page: owner, memory, cache. The loan: lender, kind, its page, borrowers, whether it was retrieved. What cores have cached (always fresh, [`audit`] says). Of each slot: state, pages.
 /// Free tables. Whether all is well.
 type Key = (
     Vec<(PageState, u64, u64)>,
+    Option<(Party, Option<LoanKind>, u64, [Option<(Party, Ipa)>; MAX_BORROWERS], bool)>,
     Vec<(usize, u16, u64, u8)>,
     [(flexmem::State, Vec<PartitionPage>); 2],
     u64,
     bool,
 );
+
+/// There is at most one loan at a time, of one page, for one borrower.
+fn the_loan() -> LoanId {
+    LoanId::new(0).unwrap()
+}
 
 impl State {
     fn new(w: World) -> Self {
@@ -45,6 +53,10 @@ impl State {
         let slots = [0, 1].map(|s| (w.fm.partitions[s].state, w.pages_of(s)));
         let key = (
             (0..PAGES).map(page).collect(),
+            w.fm.loan(the_loan()).map(|loan| {
+                let page = w.m.words(loan.list)[0];
+                (loan.lender, loan.kind, page, loan.borrowers, loan.was_retrieved)
+            }),
             w.m.cached(),
             slots,
             w.fm.census().tables_free,
@@ -76,6 +88,15 @@ enum Action {
     Recall(usize, u64),
     Share(usize, u64),
     Unshare(usize, u64),
+    HostSend(LoanKind, u64),
+    /// Of a partition, to the other.
+    Send(usize, LoanKind, u64),
+    /// By the borrower: the other partition, or partition 1 of the host's. At the same page of its second half.
+    Retrieve(u64),
+    Relinquish,
+    HostRetrieve,
+    HostRelinquish,
+    Reclaim,
     DestroyStep(usize),
     Create(usize),
     /// Core 0 runs everybody; the host writes.
@@ -85,7 +106,16 @@ enum Action {
 impl Isolation {
     /// All translations that anybody could ask for.
     fn places() -> impl Iterator<Item = (u16, Ipa)> {
-        (0..PAGES).flat_map(|page| [(HOST_VMID, Ipa(pa(page))), (2, Ipa(ipa(page))), (3, Ipa(ipa(page)))])
+        let each = |page| [(HOST_VMID, Ipa(pa(page))), (2, Ipa(ipa(page))), (3, Ipa(ipa(page)))];
+        (0..PAGES).flat_map(each).chain([(2, Ipa(BORROWED)), (3, Ipa(BORROWED))])
+    }
+
+    /// Who may retrieve the loan.
+    fn borrower(w: &World) -> usize {
+        match w.fm.loan(the_loan()).map(|loan| loan.lender) {
+            Some(Party::Partition(lender)) => 1 - lender.index(),
+            _ => 1,
+        }
     }
 }
 
@@ -116,6 +146,21 @@ impl Model for Isolation {
             }
             actions.extend([Action::DestroyStep(s), Action::Create(s)]);
         }
+        match w.fm.loan(the_loan()) {
+            None => {
+                for page in 0..PAGES {
+                    let kinds = [LoanKind::Share, LoanKind::Lend, LoanKind::Donate];
+                    actions.extend(kinds.map(|kind| Action::HostSend(kind, page)));
+                    for (s, kind) in [(0, LoanKind::Share), (0, LoanKind::Lend)] {
+                        actions.push(Action::Send(s, kind, page));
+                    }
+                }
+            }
+            Some(_) => {
+                actions.extend([Action::Retrieve(BORROWED), Action::Relinquish, Action::HostRetrieve]);
+                actions.extend([Action::HostRelinquish, Action::Reclaim]);
+            }
+        }
         actions.push(Action::Touch);
     }
 
@@ -133,6 +178,28 @@ impl Model for Isolation {
                 w.share(s, ipa(page))
             }
             Action::Unshare(s, page) => w.unshare(s, ipa(page)),
+            Action::HostSend(kind, page) => w.host_send(&[range(pa(page), 1)], kind).map(drop),
+            Action::Send(s, kind, page) => {
+                // The lender's duty: nothing secret is in it. A lend is zeroed for it.
+                let target = w.fm.partition_page(&w.m, slot(s), Ipa(ipa(page)))?;
+                let can_send = !target.shared && !target.loaned && !target.borrowed;
+                if kind == LoanKind::Share && can_send {
+                    w.m.write_back(0, slot(s).vmid(), Ipa(ipa(page)), 0);
+                }
+                let lender = Party::Partition(slot(s));
+                w.send(lender, &[range(ipa(page), 1)], kind, kind == LoanKind::Lend).map(drop)
+            }
+            Action::Retrieve(at) => {
+                let borrower = Self::borrower(&w);
+                w.retrieve(the_loan(), borrower, at)
+            }
+            Action::Relinquish => {
+                let borrower = Self::borrower(&w);
+                w.relinquish(the_loan(), borrower)
+            }
+            Action::HostRetrieve => w.fm.host_retrieve(&mut w.m, the_loan()),
+            Action::HostRelinquish => w.fm.relinquish(&mut w.m, the_loan(), Party::Host, false),
+            Action::Reclaim => w.reclaim(the_loan()),
             Action::DestroyStep(s) => w.destroy(s, 1).map(|_| ()),
             Action::Create(s) => w.fm.partition_create(&mut w.m, slot(s)),
             Action::Touch => {
@@ -170,6 +237,14 @@ impl Model for Isolation {
             Property::always("isolated", |_, s: &State| s.w.m.violations.is_empty()),
             Property::sometimes("all given", |_, s: &State| s.w.fm.partition_page_count(slot(0)) == PAGES),
             Property::sometimes("all shared", |_, s: &State| s.w.fm.partition_shared_count(slot(1)) == PAGES),
+            Property::sometimes("lent to a partition", |_, s: &State| {
+                s.w.fm
+                    .loan(the_loan())
+                    .is_some_and(|loan| loan.kind == Some(LoanKind::Lend) && loan.is_borrowed())
+            }),
+            Property::sometimes("shared with both", |_, s: &State| {
+                s.w.fm.loan(the_loan()).is_some_and(|loan| loan.borrowers.iter().flatten().count() == 2)
+            }),
             Property::sometimes("divided", |_, s: &State| {
                 (0..2).all(|index| s.w.fm.partition_page_count(slot(index)) == 1)
             }),
@@ -198,6 +273,11 @@ fn the_checker_finds_what_is_left_out() {
         Knob::SkipClean,
         Knob::SkipOwnershipCheck,
         Knob::SkipUnshareUnmap,
+        Knob::SkipSendOwnershipCheck,
+        Knob::SkipLendUnmap,
+        Knob::SkipRelinquishUnmap,
+        Knob::SkipBorrowedCheck,
+        Knob::SkipScrubOnReclaim,
     ] {
         let builder = Isolation { knob: Some(knob) }.checker();
         let checker = builder.finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
