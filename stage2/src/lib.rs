@@ -42,6 +42,7 @@ mod desc;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod flexmem;
+mod loan_ends;
 mod loans;
 mod machine;
 mod pool;
