@@ -134,7 +134,8 @@ fn check(manifest: &Manifest) -> Result<()> {
         return refuse("its manifest has more regions than it counts".into());
     }
     for (index, region) in used.iter().enumerate() {
-        let known = [kind::IMAGE, kind::ZERO, kind::MODEL, kind::SHARED].contains(&region.kind);
+        let known =
+            [kind::IMAGE, kind::ZERO, kind::MODEL, kind::SHARED, kind::BORROWED].contains(&region.kind);
         let bits = access::READ | access::WRITE | access::EXECUTE;
         let both = access::WRITE | access::EXECUTE;
         if !known || region.access & !bits != 0 || region.access & both == both {

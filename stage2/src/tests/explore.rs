@@ -147,14 +147,11 @@ impl Model for Isolation {
             actions.extend([Action::DestroyStep(s), Action::Create(s)]);
         }
         match w.fm.loan(the_loan()) {
+            // Pages are interchangeable: one will do.
             None => {
-                for page in 0..PAGES {
-                    let kinds = [LoanKind::Share, LoanKind::Lend, LoanKind::Donate];
-                    actions.extend(kinds.map(|kind| Action::HostSend(kind, page)));
-                    for (s, kind) in [(0, LoanKind::Share), (0, LoanKind::Lend)] {
-                        actions.push(Action::Send(s, kind, page));
-                    }
-                }
+                let kinds = [LoanKind::Share, LoanKind::Lend, LoanKind::Donate];
+                actions.extend(kinds.map(|kind| Action::HostSend(kind, 0)));
+                actions.extend([LoanKind::Share, LoanKind::Lend].map(|kind| Action::Send(0, kind, 0)));
             }
             Some(_) => {
                 actions.extend([Action::Retrieve(BORROWED), Action::Relinquish, Action::HostRetrieve]);

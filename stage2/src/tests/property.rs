@@ -66,6 +66,35 @@ enum Op {
     RecallTables {
         count: u64,
     },
+    HostSend {
+        kind: LoanKind,
+        ranges: Vec<(u64, u64)>,
+        zero: bool,
+    },
+    /// Of the page that the partition has at or above this place.
+    Send {
+        slot: usize,
+        kind: LoanKind,
+        ipa: u64,
+        zero: bool,
+    },
+    /// Of the loan, counted round.
+    Retrieve {
+        loan: usize,
+        ipa: u64,
+    },
+    HostRetrieve {
+        loan: usize,
+    },
+    Relinquish {
+        loan: usize,
+        host: bool,
+        zero: bool,
+    },
+    Reclaim {
+        loan: usize,
+        zero: bool,
+    },
     Pin {
         page: u64,
     },
@@ -84,15 +113,25 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Access::ReadExecute)
     ];
     let fill = prop_oneof![Just(Fill::Zero), Just(Fill::Keep)];
-    let ranges = vec((0..PAGES, count()), 1..4);
+    let ranges = || vec((0..PAGES, count()), 1..4);
+    let kind = prop_oneof![Just(LoanKind::Share), Just(LoanKind::Lend), Just(LoanKind::Donate)];
     prop_oneof![
-        6 => (slot.clone(), ranges, 0..IPAS, access, fill)
+        6 => (slot.clone(), ranges(), 0..IPAS, access, fill)
             .prop_map(|(slot, ranges, ipa, access, fill)| Op::Give { slot, ranges, ipa, access, fill }),
         3 => (slot.clone(), 0..6u64, 0..4u64).prop_map(|(slot, block, at)| Op::GiveBlock { slot, block, at }),
         4 => (slot.clone(), 0..IPAS, count()).prop_map(|(slot, ipa, count)| Op::Recall { slot, ipa, count }),
         4 => (slot.clone(), 0..IPAS).prop_map(|(slot, ipa)| Op::Share { slot, ipa }),
         2 => slot.clone().prop_map(|slot| Op::Unshare { slot }),
         2 => (slot.clone(), count()).prop_map(|(slot, step)| Op::Destroy { slot, step }),
+        4 => (kind.clone(), ranges(), any::<bool>())
+            .prop_map(|(kind, ranges, zero)| Op::HostSend { kind, ranges, zero }),
+        4 => (slot.clone(), kind, 0..IPAS, any::<bool>())
+            .prop_map(|(slot, kind, ipa, zero)| Op::Send { slot, kind, ipa, zero }),
+        6 => (0..4usize, 0..IPAS).prop_map(|(loan, ipa)| Op::Retrieve { loan, ipa }),
+        3 => (0..4usize).prop_map(|loan| Op::HostRetrieve { loan }),
+        3 => (0..4usize, any::<bool>(), any::<bool>())
+            .prop_map(|(loan, host, zero)| Op::Relinquish { loan, host, zero }),
+        3 => (0..4usize, any::<bool>()).prop_map(|(loan, zero)| Op::Reclaim { loan, zero }),
         1 => slot.prop_map(|slot| Op::Create { slot }),
         2 => (0..PAGES, 1..24u64).prop_map(|(from, count)| Op::GiveTables { from, count }),
         1 => (1..40u64).prop_map(|count| Op::RecallTables { count }),
@@ -101,12 +140,29 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A loan: its lender (none: the host), its pages with the lender's addresses, and who has them where (none: the host).
+#[derive(Clone, Debug)]
+struct Lent {
+    lender: Option<usize>,
+    kind: LoanKind,
+    pages: Vec<(u64, u64)>,
+    borrowers: Vec<(Option<usize>, u64)>,
+}
+
+impl Lent {
+    /// The partition that may have it: always the same, so that nobody inherits another's secret.
+    fn receiver(&self, id: LoanId) -> usize {
+        self.lender.map_or(id.index() % 3, |lender| (lender + 1) % 3)
+    }
+}
+
 /// Who owns what, by page number of memory.
 #[derive(Default)]
 struct Model {
     pages: BTreeMap<u64, (usize, u64, Access, bool)>,
     tables: BTreeSet<u64>,
     pins: BTreeSet<u64>,
+    loans: BTreeMap<usize, Lent>,
     live: BTreeSet<usize>,
     dying: BTreeSet<usize>,
 }
@@ -115,11 +171,34 @@ impl Model {
     fn is_free(&self, page: u64) -> bool {
         let ram =
             (RAM..RAM + (1 << 30)).contains(&page) || (RAM_SMALL..RAM_SMALL + RAM_SMALL_SIZE).contains(&page);
-        ram && !self.pages.contains_key(&page) && !self.tables.contains(&page) && !self.pins.contains(&page)
+        let lent = self.loans.values().any(|l| l.lender.is_none() && l.pages.iter().any(|p| p.0 == page));
+        ram && !lent
+            && !self.pages.contains_key(&page)
+            && !self.tables.contains(&page)
+            && !self.pins.contains(&page)
     }
 
     fn at(&self, slot: usize, ipa: u64) -> Option<u64> {
         self.pages.iter().find(|(_, page)| (page.0, page.1) == (slot, ipa)).map(|(&pa, _)| pa)
+    }
+
+    /// Whether a page is in a loan of its partition's.
+    fn is_loaned(&self, pa: u64) -> bool {
+        self.loans.values().any(|loan| loan.lender.is_some() && loan.pages.iter().any(|page| page.0 == pa))
+    }
+
+    /// Whether a partition has something at this place, its own or not.
+    fn is_taken(&self, slot: usize, ipa: u64) -> bool {
+        let borrowed = self.loans.values().any(|loan| {
+            let places = loan.borrowers.iter().filter(|borrower| borrower.0 == Some(slot));
+            places.into_iter().any(|b| (b.1..b.1 + loan.pages.len() as u64 * PAGE_SIZE).contains(&ipa))
+        });
+        borrowed || self.at(slot, ipa).is_some()
+    }
+
+    fn pick(&self, loan: usize) -> Option<(LoanId, Lent)> {
+        let index = *self.loans.keys().nth(loan % self.loans.len().max(1))?;
+        Some((LoanId::new(index).unwrap(), self.loans[&index].clone()))
     }
 
     fn count(&self, slot: usize) -> u64 {
@@ -133,9 +212,18 @@ impl Model {
 
     /// Whether the fields of all partitions agree with the machine's.
     fn agrees(&self, w: &World) -> bool {
-        let all = (0..3)
-            .flat_map(|s| w.pages_of(s).into_iter().map(move |p| (p.pa.0, (s, p.ipa.0, p.access, p.shared))));
-        all.collect::<BTreeMap<_, _>>() == self.pages
+        let all = (0..3).flat_map(|s| {
+            w.pages_of(s)
+                .into_iter()
+                .filter(|p| !p.borrowed)
+                .map(move |p| (p.pa.0, (s, p.ipa.0, p.access, p.shared)))
+        });
+        let lent = |pa: &u64| {
+            let in_loan = |loan: &&Lent| loan.kind == LoanKind::Lend && loan.lender.is_some();
+            self.loans.values().filter(in_loan).any(|loan| loan.pages.iter().any(|page| page.0 == *pa))
+        };
+        let reachable = self.pages.iter().filter(|(pa, _)| !lent(pa)).map(|(pa, page)| (*pa, *page));
+        all.collect::<BTreeMap<_, _>>() == reachable.collect()
     }
 }
 
@@ -168,7 +256,7 @@ impl Run {
             && pages.len() <= 512
             && distinct
             && pages.iter().all(|&page| self.model.is_free(page))
-            && pages.iter().zip(ipas.clone()).all(|(_, ipa)| self.model.at(s, ipa).is_none());
+            && pages.iter().zip(ipas.clone()).all(|(_, ipa)| !self.model.is_taken(s, ipa));
         self.host_writes(&pages);
         let before = self.w.clone();
         let result = self.w.give_with(s, &ranges, to, access, fill);
@@ -215,7 +303,9 @@ impl Run {
             Op::Recall { slot, ipa: at, count } => {
                 let ipas = (0..count).map(|i| ipa(at) + i * PAGE_SIZE);
                 let pages: Option<Vec<u64>> = ipas.map(|ipa| self.model.at(slot, ipa)).collect();
-                let allowed = self.model.live.contains(&slot) && count <= 512 && pages.is_some();
+                let allowed = self.model.live.contains(&slot)
+                    && count <= 512
+                    && pages.as_ref().is_some_and(|pages| !pages.iter().any(|&p| self.model.is_loaned(p)));
                 let before = self.w.clone();
                 let result = self.w.recall(slot, ipa(at), count);
                 assert!(!matches!(result, Err(Error::NoTables { .. })));
@@ -227,8 +317,9 @@ impl Run {
             Op::Share { slot, ipa: at } => {
                 let Some(at) = self.model.first(slot, ipa(at), false) else { return };
                 let page = self.model.at(slot, at).unwrap();
-                let allowed =
-                    self.model.live.contains(&slot) && self.model.pages[&page].2 == Access::ReadWrite;
+                let allowed = self.model.live.contains(&slot)
+                    && self.model.pages[&page].2 == Access::ReadWrite
+                    && !self.model.is_loaned(page);
                 if allowed {
                     // The sharer's duty.
                     self.w.m.write_back(0, super::slot(slot).vmid(), Ipa(at), 0);
@@ -246,7 +337,8 @@ impl Run {
                 self.host_writes(&[page]);
                 let before = self.w.clone();
                 let result = self.w.unshare(slot, at);
-                if self.settle(&before, self.model.live.contains(&slot), &result) {
+                let allowed = self.model.live.contains(&slot) && !self.model.is_loaned(page);
+                if self.settle(&before, allowed, &result) {
                     self.model.pages.get_mut(&page).unwrap().3 = false;
                     assert_eq!(
                         (self.w.m.memory_word(Pa(page)), self.w.m.read_page(Pa(page))),
@@ -278,6 +370,52 @@ impl Run {
             Op::RecallTables { count } => {
                 self.recall_tables(count);
             }
+            Op::HostSend { kind, ranges, zero } => self.host_send(kind, ranges, zero),
+            Op::Send { slot, kind, ipa: at, zero } => self.partition_send(slot, kind, ipa(at), zero),
+            Op::Retrieve { loan, ipa: at } => self.retrieve(loan, ipa(at)),
+            Op::HostRetrieve { loan } => {
+                let Some((id, lent)) = self.model.pick(loan) else { return };
+                let allowed = lent.lender.is_some()
+                    && lent.kind == LoanKind::Share
+                    && lent.borrowers.iter().all(|borrower| borrower.0.is_some());
+                let before = self.w.clone();
+                let result = self.w.fm.host_retrieve(&mut self.w.m, id);
+                if self.settle(&before, allowed, &result) {
+                    self.model.loans.get_mut(&id.index()).unwrap().borrowers.push((None, 0));
+                    self.mark_shared(&lent, true);
+                }
+            }
+            Op::Relinquish { loan, host, zero } => {
+                let Some((id, lent)) = self.model.pick(loan) else { return };
+                let who = (!host).then(|| lent.receiver(id));
+                let party = who.map_or(Party::Host, |s| Party::Partition(super::slot(s)));
+                let allowed = lent.borrowers.iter().any(|borrower| borrower.0 == who);
+                let zero = zero && lent.kind == LoanKind::Lend;
+                let before = self.w.clone();
+                let result = self.w.fm.relinquish(&mut self.w.m, id, party, zero);
+                assert!(!matches!(result, Err(Error::NoTables { .. })));
+                if self.settle(&before, allowed, &result) {
+                    let borrowers = &mut self.model.loans.get_mut(&id.index()).unwrap().borrowers;
+                    borrowers.retain(|borrower| borrower.0 != who);
+                    if host {
+                        self.mark_shared(&lent, false);
+                    }
+                }
+            }
+            Op::Reclaim { loan, zero } => {
+                let Some((id, lent)) = self.model.pick(loan) else { return };
+                let zero = zero && lent.kind != LoanKind::Share;
+                let touched = self.w.fm.loan(id).unwrap().was_retrieved && lent.kind == LoanKind::Lend;
+                let before = self.w.clone();
+                let result = self.w.fm.reclaim(&mut self.w.m, id, zero);
+                assert!(!matches!(result, Err(Error::NoTables { .. })));
+                if self.settle(&before, lent.borrowers.is_empty(), &result) {
+                    self.model.loans.remove(&id.index());
+                    for (page, _) in lent.pages.iter().filter(|_| zero || touched) {
+                        assert_eq!(self.w.m.memory_word(Pa(*page)), 0);
+                    }
+                }
+            }
             Op::Pin { page } => {
                 let page = pa(page);
                 let allowed = self.model.is_free(page) && self.model.pins.len() < MAX_PINS;
@@ -297,6 +435,23 @@ impl Run {
 
     fn destroy(&mut self, s: usize, step: u64) {
         let known = self.model.live.contains(&s) || self.model.dying.contains(&s);
+        if let Some((&index, lent)) = self.model.loans.iter().find(|(_, loan)| {
+            loan.lender == Some(s) || loan.borrowers.iter().any(|borrower| borrower.0 == Some(s))
+        }) {
+            let lent = lent.clone();
+            let result = self.w.destroy(s, step);
+            assert_eq!(result, Ok(self.model.count(s).max(1)));
+            self.model.live.remove(&s);
+            self.model.dying.insert(s);
+            if lent.lender == Some(s) {
+                self.model.loans.remove(&index);
+                self.mark_shared(&lent, false);
+            } else {
+                let borrowers = &mut self.model.loans.get_mut(&index).unwrap().borrowers;
+                borrowers.retain(|borrower| borrower.0 != Some(s));
+            }
+            return;
+        }
         let mut mine: Vec<_> =
             self.model.pages.iter().filter(|(_, page)| page.0 == s).map(|(&pa, p)| (p.1, pa)).collect();
         mine.sort_unstable();
@@ -311,6 +466,92 @@ impl Run {
             assert_eq!(result, Ok(self.model.count(s)));
             if result == Ok(0) {
                 self.model.dying.remove(&s);
+            }
+        }
+    }
+
+    fn host_send(&mut self, kind: LoanKind, ranges: Vec<(u64, u64)>, zero: bool) {
+        let ranges: Vec<_> = ranges.into_iter().map(|(from, count)| range(pa(from), count)).collect();
+        let pages: Vec<u64> = ranges.iter().flat_map(PageRange::pages).map(|page| page.0).collect();
+        let distinct = pages.iter().collect::<BTreeSet<_>>().len() == pages.len();
+        let allowed = pages.len() <= 512 && distinct && pages.iter().all(|&page| self.model.is_free(page));
+        self.host_writes(&pages);
+        let zero = zero && kind != LoanKind::Share;
+        let result = self.send(Party::Host, &ranges, kind, zero, allowed);
+        if let Some(id) = result {
+            let pages = pages.into_iter().map(|page| (page, page)).collect();
+            self.model.loans.insert(id.index(), Lent { lender: None, kind, pages, borrowers: Vec::new() });
+        }
+    }
+
+    /// A send that fails has made and ended a list, so that the pool's chain may be in another order.
+    fn send(
+        &mut self,
+        lender: Party,
+        ranges: &[PageRange],
+        kind: LoanKind,
+        zero: bool,
+        allowed: bool,
+    ) -> Option<LoanId> {
+        let before = self.w.fm.census();
+        let result = self.w.send(lender, ranges, kind, zero);
+        match result {
+            Ok(id) => {
+                assert!(allowed);
+                Some(id)
+            }
+            Err(error) => {
+                assert!(matches!(error, Error::NoTables { .. }) || !allowed, "{error:?}");
+                assert_eq!(self.w.fm.census(), before);
+                None
+            }
+        }
+    }
+
+    fn partition_send(&mut self, s: usize, kind: LoanKind, from: u64, zero: bool) {
+        let Some(at) = self.model.first(s, from, false) else { return };
+        let page = self.model.at(s, at).unwrap();
+        let allowed = self.model.live.contains(&s)
+            && self.model.pages[&page].2 == Access::ReadWrite
+            && kind != LoanKind::Donate
+            && !self.model.is_loaned(page);
+        let zero = zero && kind == LoanKind::Lend;
+        if allowed {
+            // The lender's duty.
+            self.w.m.write_back(0, slot(s).vmid(), Ipa(at), 0);
+        }
+        let result = self.send(Party::Partition(slot(s)), &[range(at, 1)], kind, zero, allowed);
+        if let Some(id) = result {
+            let lent = Lent { lender: Some(s), kind, pages: vec![(page, at)], borrowers: Vec::new() };
+            self.model.loans.insert(id.index(), lent);
+        }
+    }
+
+    fn retrieve(&mut self, loan: usize, at: u64) {
+        let Some((id, lent)) = self.model.pick(loan) else { return };
+        let s = lent.receiver(id);
+        let ipas = (0..lent.pages.len() as u64).map(|i| at + i * PAGE_SIZE);
+        let allowed = self.model.live.contains(&s)
+            && lent.borrowers.iter().all(|borrower| borrower.0 != Some(s))
+            && ipas.clone().all(|ipa| !self.model.is_taken(s, ipa));
+        let before = self.w.clone();
+        let result = self.w.retrieve(id, s, at);
+        if self.settle(&before, allowed, &result) {
+            if lent.kind == LoanKind::Donate {
+                self.model.loans.remove(&id.index());
+                for ((page, _), ipa) in lent.pages.iter().zip(ipas) {
+                    self.model.pages.insert(*page, (s, ipa, Access::ReadWrite, false));
+                }
+            } else {
+                self.model.loans.get_mut(&id.index()).unwrap().borrowers.push((Some(s), at));
+            }
+        }
+    }
+
+    fn mark_shared(&mut self, lent: &Lent, shared: bool) {
+        for (page, _) in &lent.pages {
+            if let Some(page) = self.model.pages.get_mut(page) {
+                page.3 = shared;
             }
         }
     }
@@ -362,6 +603,10 @@ proptest! {
             while run.model.live.contains(&slot) || run.model.dying.contains(&slot) {
                 run.destroy(slot, 300);
             }
+        }
+        let left: Vec<_> = run.model.loans.keys().copied().collect();
+        for index in left {
+            run.w.reclaim(LoanId::new(index).unwrap()).unwrap();
         }
         while run.recall_tables(512) > 0 {}
         run.check();
