@@ -60,7 +60,7 @@ pub const fn manifest(name: [u8; 16]) -> Manifest {
         version: manifest::VERSION,
         vcpu_count: VCPU_COUNT as u32,
         entry: TEXT,
-        region_count: 7,
+        region_count: 8,
         reserved: 0,
         name,
         regions,
