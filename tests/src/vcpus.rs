@@ -346,29 +346,30 @@ fn storms(scene: &Scene<'_>) -> Result<String> {
             sleep(Duration::from_millis(5));
         }
         // A storm of the host, of all that is wrong with FFA_RUN.
-        let (id, over) = (u64::from(partition.id()), AtomicBool::new(false));
-        let at = look(partition, 1)?[0];
+        let (id, over, calls) = (u64::from(partition.id()), AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            let storm = scope.spawn(|| -> Result<u64> {
+            let storm = scope.spawn(|| -> Result<()> {
                 sys::pin_to_cpu(1)?;
-                let mut calls = 0;
                 while !over.load(Ordering::Relaxed) {
                     for target in [id << 16 | 4, id << 16 | 0xFFFF, 0x9FFF << 16, u64::MAX] {
                         let regs = host.ffa(ffa::RUN, [target, 0, 0])?;
                         ensure!(regs[0] as u32 == ffa::ERROR, "FFA_RUN of {target:#x} is accepted");
-                        calls += 1;
+                        calls.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                Ok(calls)
+                Ok(())
             });
-            let progress = await_progress(partition, 1, at + PROGRESS);
-            over.store(true, Ordering::Relaxed);
-            let calls =
-                storm.join().map_err(|_| anyhow!("the storm panicked"))?.context("the host's storm")?;
-            progress?;
-            if calls == 0 {
-                bail!("there was no storm");
+            let begin = Instant::now();
+            while calls.load(Ordering::Relaxed) < 8 && !storm.is_finished() && begin.elapsed() < PATIENCE {
+                sleep(Duration::from_millis(1));
             }
+            let at = look(partition, 1);
+            let progress = at.and_then(|[at, ..]| await_progress(partition, 1, at + PROGRESS));
+            over.store(true, Ordering::Relaxed);
+            storm.join().map_err(|_| anyhow!("the storm panicked"))?.context("the host's storm")?;
+            progress?;
+            let calls = calls.load(Ordering::Relaxed);
+            ensure!(calls >= 8, "there was no storm");
             Ok(format!(
                 "{CALLS} calls of the host in {} ms; turns {:?}; {calls} calls in the host's storm",
                 calls_took.as_millis(),
