@@ -1,6 +1,6 @@
 //! One request from prompt to answer; the same for the command line and the partition.
 
-use crate::{Detokenizer, Error, Result, Sampler, Sampling, Session};
+use crate::{Detokenizer, Error, Result, Sampler, Sampling, Session, TokenId};
 
 /// What a user asks of a model.
 #[derive(Clone, Debug)]
@@ -80,19 +80,41 @@ pub fn generate(
     request: &Request<'_>,
     on_event: &mut dyn FnMut(Event<'_>) -> Flow,
 ) -> Result<Report> {
-    let tokenizer = session.model().tokenizer();
-    let prompt = tokenizer.encode_request(request.prompt, request.raw)?;
-    let mut report = Report { prompt_tokens: prompt.len(), tokens: 0, stop: StopReason::Cancelled };
-    let mut sampler = Sampler::new(&request.sampling, tokenizer.token_count())?;
-    let mut detokenizer = Detokenizer::new(tokenizer);
+    let prompt = session.model().tokenizer().encode_request(request.prompt, request.raw)?;
     session.reset();
     if prompt.len() >= session.context() {
         return Err(Error::ContextFull { tokens: prompt.len() + 1, left: session.context() });
     }
+    decode(session, &prompt, request, on_event).map(|outcome| outcome.report)
+}
 
-    let flow = session.prefill(&prompt, &mut |done, total| on_event(Event::Prefill { done, total }))?;
+/// What an answer left behind.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub report: Report,
+    /// The answer's last token, when it is not in the context.
+    pub unsaid: Option<TokenId>,
+}
+
+/// Appends `prompt`, which leaves room for a token, and generates.
+pub(crate) fn decode(
+    session: &mut Session<'_>,
+    prompt: &[TokenId],
+    request: &Request<'_>,
+    on_event: &mut dyn FnMut(Event<'_>) -> Flow,
+) -> Result<Outcome> {
+    let tokenizer = session.model().tokenizer();
+    let mut outcome = Outcome {
+        report: Report { prompt_tokens: prompt.len(), tokens: 0, stop: StopReason::Cancelled },
+        unsaid: None,
+    };
+    let report = &mut outcome.report;
+    let mut sampler = Sampler::new(&request.sampling, tokenizer.token_count())?;
+    let mut detokenizer = Detokenizer::new(tokenizer);
+
+    let flow = session.prefill(prompt, &mut |done, total| on_event(Event::Prefill { done, total }))?;
     if flow == Flow::Stop || on_event(Event::Prefilled { tokens: prompt.len() }) == Flow::Stop {
-        return Ok(report);
+        return Ok(outcome);
     }
 
     report.stop = loop {
@@ -104,9 +126,10 @@ pub fn generate(
             break StopReason::EndOfGeneration;
         }
         report.tokens += 1;
+        outcome.unsaid = Some(token);
         let text = detokenizer.push(token)?;
         if !text.is_empty() && on_event(Event::Text(text)) == Flow::Stop {
-            return Ok(report);
+            return Ok(outcome);
         }
         // The last token's logits would go unused.
         if report.tokens == request.max_tokens {
@@ -116,10 +139,11 @@ pub fn generate(
             break StopReason::ContextFull;
         }
         session.decode(token)?;
+        outcome.unsaid = None;
     };
     let rest = detokenizer.finish();
     if !rest.is_empty() && on_event(Event::Text(rest)) == Flow::Stop {
         report.stop = StopReason::Cancelled;
     }
-    Ok(report)
+    Ok(outcome)
 }

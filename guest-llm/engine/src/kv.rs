@@ -102,7 +102,14 @@ impl KvCache {
 
     /// Gives all blocks back.
     pub fn clear(&mut self) {
-        while let Some(block) = self.table.pop() {
+        self.truncate(0);
+    }
+
+    /// Gives back all blocks but those that the first `tokens` tokens need.
+    pub fn truncate(&mut self, tokens: usize) {
+        while self.table.len() > tokens.div_ceil(CHUNK_TOKENS)
+            && let Some(block) = self.table.pop()
+        {
             self.pool.give_back(block);
         }
     }
@@ -209,5 +216,10 @@ mod tests {
         kv.extend_to(48).unwrap();
         assert_eq!(kv.extend_to(49), Err(Error::ContextFull { tokens: 49, left: 48 }));
         assert_eq!(kv.rows(3, 0, 0), (&[][..], &[][..]));
+        for (tokens, chunks) in [(33, 3), (32, 2), (50, 2), (1, 1), (0, 0)] {
+            kv.truncate(tokens);
+            assert_eq!(kv.table.len(), chunks, "{tokens}");
+        }
+        kv.extend_to(48).unwrap();
     }
 }

@@ -25,7 +25,8 @@
 //! ```
 //!
 //! [`generate`] is made of public steps, for callers that want more control: [`Tokenizer::encode_request`],
-//! [`Session::prefill`], [`Sampler::sample`], [`Detokenizer::push`], [`Session::decode`].
+//! [`Session::prefill`], [`Sampler::sample`], [`Detokenizer::push`], [`Session::decode`]. [`Conversation`] does the same for
+//! turns that follow each other.
 //!
 //! # Properties
 //! - **In place.** [`Model`] borrows the file's bytes. Weights are read where they lie, in their stored format; they are
@@ -54,6 +55,7 @@ extern crate alloc;
 extern crate std;
 
 mod budget;
+mod conversation;
 pub mod error;
 pub mod generate;
 pub mod gguf;
@@ -66,6 +68,7 @@ pub mod session;
 pub mod tokenizer;
 
 pub use budget::Limits;
+pub use conversation::Conversation;
 pub use error::{Error, Result};
 pub use generate::{Event, Flow, Report, Request, StopReason, generate};
 pub use kv::KvFormat;
@@ -73,4 +76,4 @@ pub use model::Model;
 pub use parallel::{Parallel, Serial};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Session, SessionConfig};
-pub use tokenizer::{Detokenizer, TokenId, Tokenizer};
+pub use tokenizer::{ChatTemplate, Detokenizer, TokenId, Tokenizer};

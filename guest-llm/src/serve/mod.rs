@@ -16,11 +16,12 @@ use core::fmt::Write;
 
 use arrayvec::ArrayString;
 use flexserve_engine::{
-    self as engine, Event, Flow, Limits, Model, Parallel, Sampling, Serial, SessionConfig, StopReason,
-    generate,
+    self as engine, Conversation, Event, Flow, Limits, Model, Parallel, Sampling, Serial, SessionConfig,
+    StopReason, generate,
 };
 use hyp_abi::session::{
-    Done, Failure, MAGIC, MAX_FRAME, REQUEST_RAW, Ready, Request, Ring, RingError, Session, failure, frame,
+    Done, Failure, MAGIC, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_RAW, Ready, Request, Ring, RingError,
+    Session, failure, frame,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -36,7 +37,7 @@ pub trait Platform {
     fn heap_used(&self) -> usize;
     /// Bytes of the heap that are free.
     fn heap_free(&self) -> usize;
-    /// Takes the memory that the host gave since the last look.
+    /// Takes the memory that the host gave since the last look. A host that lies about it changes nothing.
     fn grow(&self) {}
     /// The threads that share the engine's work.
     fn parallel(&self) -> &'static dyn Parallel {
@@ -104,7 +105,7 @@ fn run<P: Platform>(
 ) -> Result<core::convert::Infallible, End> {
     let buffers = frame_buffer().and_then(|first| Some((first, frame_buffer()?)));
     let Some((mut payload, next)) = buffers else {
-        outbox.fail(failure::MEMORY, format_args!("the heap does not hold the frame buffers"))?;
+        outbox.fail(failure::MEMORY, 0, format_args!("the heap does not hold the frame buffers"))?;
         return Err(End::Refused);
     };
     let mut inbox = Inbox { ring: &session.to_partition, platform, buffer: next, held: None };
@@ -114,7 +115,7 @@ fn run<P: Platform>(
         Ok(model) => model,
         Err(error) => {
             platform.log(format_args!("model refused, code {}", blame(&error)));
-            outbox.fail(blame(&error), format_args!("{error}"))?;
+            outbox.fail(blame(&error), 0, format_args!("{error}"))?;
             return Err(End::Refused);
         }
     };
@@ -122,14 +123,15 @@ fn run<P: Platform>(
         load_ticks: platform.ticks().wrapping_sub(start),
         model_bytes: bytes.len() as u64,
         heap_used: platform.heap_used() as u64,
+        features: if model.tokenizer().chat_template().is_some() { READY_CHAT } else { 0 },
     };
-    let Ready { load_ticks, model_bytes, heap_used } = ready;
+    let Ready { load_ticks, model_bytes, heap_used, .. } = ready;
     platform.log(format_args!(
         "ready: model of {model_bytes} bytes, {heap_used} bytes of heap, {load_ticks} ticks"
     ));
     outbox.send(frame::READY, ready.as_bytes(), &[])?;
 
-    let mut context = Context { model: &model, session: None };
+    let mut context = Context { model: &model, session: None, conversation: Conversation::new() };
     loop {
         let (kind, length) = inbox.wait_for(&mut payload)?;
         let payload = payload.get(..length).unwrap_or(&[]);
@@ -141,17 +143,20 @@ fn run<P: Platform>(
                 }
                 Err(Refusal::Malformed(what)) => {
                     platform.log(format_args!("request refused, code {}", failure::REQUEST));
-                    outbox.fail(failure::REQUEST, format_args!("{what}"))?;
+                    outbox.fail(failure::REQUEST, 0, format_args!("{what}"))?;
                 }
                 Err(Refusal::Engine(error)) => {
                     platform.log(format_args!("request refused, code {}", blame(&error)));
-                    outbox.fail(blame(&error), format_args!("{error}"))?;
+                    let missing = missing(&error, platform.heap_free());
+                    outbox.fail(blame(&error), missing, format_args!("{error}"))?;
                 }
             },
             // It crossed the end of the answer that it was to stop.
             frame::CANCEL => {}
+            frame::RESET => context.conversation = Conversation::new(),
+            frame::GROW => platform.grow(),
             frame::SHUTDOWN => return Err(End::Shutdown),
-            _ => outbox.fail(failure::REQUEST, format_args!("frame kind {kind:#x} is unknown"))?,
+            _ => outbox.fail(failure::REQUEST, 0, format_args!("frame kind {kind:#x} is unknown"))?,
         }
     }
 }
@@ -189,10 +194,22 @@ fn blame(error: &engine::Error) -> u32 {
     }
 }
 
-/// The engine's session, kept from one request to the next of the same context length.
+/// Returns the bytes of heap that the request lacked, with so many bytes free; 0 if that is not known or not the reason.
+fn missing(error: &engine::Error, free: usize) -> u64 {
+    match error {
+        engine::Error::MemoryLimit { bytes, .. } | engine::Error::OutOfMemory { bytes } => {
+            // What else there is to allocate is little, and the reserve covers it.
+            bytes.checked_add(2 * RESERVE).map_or(0, |needed| needed.saturating_sub(free) as u64)
+        }
+        _ => 0,
+    }
+}
+
+/// The engine's session, kept from one request to the next of the same context length, and the conversation in it.
 struct Context<'m> {
     model: &'m Model<'m>,
     session: Option<(u32, engine::Session<'m>)>,
+    conversation: Conversation,
 }
 
 impl<'m> Context<'m> {
@@ -200,7 +217,7 @@ impl<'m> Context<'m> {
         &mut self,
         length: u32,
         platform: &impl Platform,
-    ) -> Result<&mut engine::Session<'m>, Refusal> {
+    ) -> Result<(&mut engine::Session<'m>, &mut Conversation), Refusal> {
         platform.grow();
         let kept = self.session.take_if(|(kept, _)| *kept == length);
         // Drops another length's session before memory for this one is counted.
@@ -214,12 +231,13 @@ impl<'m> Context<'m> {
                 }
                 config.memory_limit = platform.heap_free().saturating_sub(RESERVE);
                 config.threads = platform.threads();
+                self.conversation = Conversation::new();
                 let mut session = engine::Session::new(self.model, &config)?;
                 session.share_work(platform.parallel());
                 session
             }
         };
-        Ok(&mut self.session.insert((length, session)).1)
+        Ok((&mut self.session.insert((length, session)).1, &mut self.conversation))
     }
 }
 
@@ -237,7 +255,8 @@ fn answer<P: Platform>(
 
     let report = (|| {
         let (request, prompt) = parse(payload).map_err(Refusal::Malformed)?;
-        let session = context.prepare(request.context, platform)?;
+        let (session, conversation) = context.prepare(request.context, platform)?;
+        let is_turn = request.flags & REQUEST_CHAT != 0;
         let request = engine::Request {
             prompt,
             raw: request.flags & REQUEST_RAW != 0,
@@ -248,7 +267,7 @@ fn answer<P: Platform>(
                 ..Sampling::default()
             },
         };
-        Ok(generate(session, &request, &mut |event| {
+        let mut on_event = |event: Event<'_>| {
             let sent = match event {
                 Event::Prefilled { .. } => {
                     prefilled = platform.ticks();
@@ -265,7 +284,12 @@ fn answer<P: Platform>(
                     Flow::Stop
                 }
             }
-        })?)
+        };
+        if is_turn {
+            return Ok(conversation.answer(session, &request, &mut on_event)?);
+        }
+        *conversation = Conversation::new();
+        Ok(generate(session, &request, &mut on_event)?)
     })();
 
     match (end, report) {
@@ -288,7 +312,7 @@ fn answer<P: Platform>(
 
 fn parse(payload: &[u8]) -> Result<(Request, &str), &'static str> {
     let (request, prompt) = Request::read_from_prefix(payload).map_err(|_| "the request is too short")?;
-    if request.flags & !REQUEST_RAW != 0 {
+    if ![0, REQUEST_RAW, REQUEST_CHAT].contains(&request.flags) {
         return Err("the request has unknown flags");
     }
     let prompt = core::str::from_utf8(prompt).map_err(|_| "the prompt is not UTF-8")?;
@@ -325,11 +349,11 @@ impl<P: Platform> Outbox<'_, P> {
         }
     }
 
-    fn fail(&self, code: u32, text: core::fmt::Arguments<'_>) -> Result<(), End> {
+    fn fail(&self, code: u32, bytes: u64, text: core::fmt::Arguments<'_>) -> Result<(), End> {
         // On the stack, since the heap may be what is missing. What does not fit is cut off, by `write_fmt`'s error.
         let mut buffer = ArrayString::<512>::new();
         let _ = buffer.write_fmt(text);
-        self.send(frame::ERROR, Failure { code, reserved: 0 }.as_bytes(), buffer.as_bytes())
+        self.send(frame::ERROR, Failure { code, reserved: 0, bytes }.as_bytes(), buffer.as_bytes())
     }
 }
 

@@ -282,7 +282,10 @@ fn malformed_requests_are_refused_without_a_word_of_the_prompt_and_the_session_g
     let bad = [
         (frame::REQUEST, vec![]),
         (frame::REQUEST, secret[..].to_vec()),
-        with(Request { flags: 2, ..base }),
+        with(Request { flags: REQUEST_RAW | REQUEST_CHAT, ..base }),
+        with(Request { flags: 4, ..base }),
+        // This model has no template.
+        with(Request { flags: REQUEST_CHAT, ..base }),
         with(Request { temperature: f32::NAN.to_bits(), ..base }),
         with(Request { temperature: f32::INFINITY.to_bits(), ..base }),
         with(Request { temperature: (-1.0_f32).to_bits(), ..base }),
@@ -358,6 +361,78 @@ fn memory_that_comes_while_it_runs_is_used() {
 }
 
 #[test]
+fn a_lack_of_memory_says_how_much_would_do() {
+    let bytes = model();
+    let model = Model::load(&bytes, &Limits::default()).unwrap();
+    let needed = engine::Session::required_bytes(&model, &SessionConfig::for_model(&model)).unwrap();
+    // GROW, which brings nothing here, changes nothing.
+    let host = Host::new([good(4), (frame::GROW, vec![]), good(4)]);
+    host.heap_free.set(RESERVE);
+    assert_eq!(host.serve(&bytes), End::Shutdown);
+    let asked = |payload: &Vec<u8>| Failure::read_from_prefix(payload).unwrap().0.bytes as usize;
+    let asked: Vec<_> = host.heard(frame::ERROR).iter().map(asked).collect();
+    assert_eq!(asked, [needed + RESERVE; 2]);
+}
+
+/// The test model with a chat template.
+fn chat_model() -> Vec<u8> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/models/tiny-chat.gguf");
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn a_conversation_remembers_until_it_is_reset() {
+    let turn = |text: &str| {
+        let flags = REQUEST_CHAT;
+        request(Request { max_tokens: 6, flags, ..Request::default() }, text.as_bytes())
+    };
+    let reset = (frame::RESET, vec![]);
+    // What each request of a script is answered with.
+    let answers = |script: Vec<Frame>| {
+        let host = Host::new(script);
+        assert_eq!(host.serve(&chat_model()), End::Shutdown);
+        let ready = Ready::read_from_bytes(&host.heard(frame::READY)[0]).unwrap();
+        assert_eq!(ready.features, READY_CHAT);
+        let mut answers: Vec<Vec<u8>> = vec![];
+        for (kind, payload) in &*host.heard.borrow() {
+            match *kind {
+                frame::PREFILLED => answers.push(vec![]),
+                frame::TOKEN => answers.last_mut().unwrap().extend(payload),
+                _ => {}
+            }
+        }
+        (answers, host.done())
+    };
+    let (remembered, done) = answers(vec![turn("wake me"), turn("at six")]);
+    let (fresh, fresh_done) = answers(vec![turn("at six")]);
+    assert_ne!(remembered[1], fresh[0], "the second answer does not depend on the first turn");
+    // Only the turn itself was computed, and what ends the answer before it.
+    assert!(done[1].prompt_tokens < fresh_done[0].prompt_tokens + 8, "{done:?}");
+    let (after_reset, _) = answers(vec![turn("wake me"), reset.clone(), turn("at six")]);
+    assert_eq!(after_reset[1], fresh[0]);
+    // An independent request, and another context length, end it too.
+    let (after_request, _) = answers(vec![turn("wake me"), good(3), turn("at six")]);
+    assert_eq!(after_request[2], fresh[0]);
+    let other = Request { max_tokens: 6, flags: REQUEST_CHAT, context: 64, ..Request::default() };
+    let (after_length, _) = answers(vec![turn("wake me"), request(other, b"at six")]);
+    assert_eq!(after_length[1], fresh[0]);
+}
+
+#[test]
+fn a_full_conversation_says_so_and_can_be_reset() {
+    let turn = request(
+        Request { max_tokens: 40, context: 48, flags: REQUEST_CHAT, ..Request::default() },
+        b"wake me at half past six",
+    );
+    let host = Host::new([turn.clone(), turn.clone(), (frame::RESET, vec![]), turn]);
+    assert_eq!(host.serve(&chat_model()), End::Shutdown);
+    let errors = host.errors();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].0 == failure::REQUEST && errors[0].1.contains("left of the context"), "{errors:?}");
+    assert_eq!(host.done().len(), 2);
+}
+
+#[test]
 fn a_bad_model_is_refused() {
     for bytes in [&model()[..4096], &[0; 4096], &[]] {
         let host = Host::new([good(4)]);
@@ -413,7 +488,7 @@ proptest! {
     /// Whatever comes is answered frame by frame, or ends the session; nothing panics.
     #[test]
     fn any_frames_are_survived(
-        frames in prop::collection::vec((0..6_u32, prop::collection::vec(any::<u8>(), 0..80), 0..6_u32), 1..6),
+        frames in prop::collection::vec((0..7_u32, prop::collection::vec(any::<u8>(), 0..80), 0..6_u32), 1..6),
     ) {
         let frames = frames.into_iter().map(|(kind, mut payload, max_tokens)| {
             // Keeps the time short: otherwise every answer is as long as the context.
@@ -424,7 +499,7 @@ proptest! {
         });
         let frames: Vec<Frame> = frames.collect();
         let commands = frames.iter().take_while(|(kind, _)| *kind != frame::SHUTDOWN);
-        let answers = commands.filter(|(kind, _)| *kind != frame::CANCEL).count();
+        let answers = commands.filter(|(kind, _)| ![frame::CANCEL, frame::RESET, frame::GROW].contains(kind)).count();
         let host = Host::new(frames);
         prop_assert_eq!(host.serve(&model()), End::Shutdown);
         prop_assert_eq!(host.done().len() + host.errors().len(), answers);

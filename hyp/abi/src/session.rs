@@ -25,6 +25,10 @@ pub mod frame {
     pub const CANCEL: u32 = 2;
     /// Host to partition: end.
     pub const SHUTDOWN: u32 = 3;
+    /// Host to partition: forget the conversation; no payload, no answer.
+    pub const RESET: u32 = 4;
+    /// Host to partition: pages were added to the heap, look at its region again; no payload, no answer.
+    pub const GROW: u32 = 5;
     /// Partition to host: the model is loaded; a [`super::Ready`].
     pub const READY: u32 = 0x101;
     /// Partition to host: the prompt is read; no payload. Sent before the first token.
@@ -47,13 +51,16 @@ pub struct Request {
     pub context: u32,
     /// Temperature as f32 bits; 0 is greedy.
     pub temperature: u32,
-    /// Bits: 1 = raw completion, no request template.
+    /// Bits: [`REQUEST_RAW`] or [`REQUEST_CHAT`].
     pub flags: u32,
     /// Sampler seed.
     pub seed: u64,
 }
-/// [`Request::flags`]: raw completion.
+/// [`Request::flags`]: raw completion, no request template. Independent of all requests before.
 pub const REQUEST_RAW: u32 = 1;
+/// [`Request::flags`]: the user's next turn of the conversation that the partition keeps, in the model's chat template. A
+/// request without it is independent, and ends the conversation, as does another context length.
+pub const REQUEST_CHAT: u32 = 2;
 
 /// Payload of READY.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -65,7 +72,11 @@ pub struct Ready {
     pub model_bytes: u64,
     /// Heap bytes in use.
     pub heap_used: u64,
+    /// Bits: [`READY_CHAT`].
+    pub features: u64,
 }
+/// [`Ready::features`]: the model has a chat template that the partition knows, so that REQUEST_CHAT works.
+pub const READY_CHAT: u64 = 1;
 
 /// Payload of DONE.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -93,6 +104,9 @@ pub struct Failure {
     pub code: u32,
     /// Zero.
     pub reserved: u32,
+    /// With [`failure::MEMORY`] as answer to a request: so many bytes more of heap would do, 0: nobody knows. A host that
+    /// gives them sends GROW and the request again. Else 0.
+    pub bytes: u64,
 }
 
 /// Codes of [`Failure`].

@@ -139,6 +139,12 @@ impl<'m> Session<'m> {
         self.position = 0;
     }
 
+    /// Forgets all but the first `tokens` tokens; frees nothing. [`Session::logits`] mean nothing until more are appended.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.position = self.position.min(tokens);
+        self.kv.truncate(self.position);
+    }
+
     /// Appends `tokens` to the context, batch by batch; `progress` gets the tokens done and in all after each batch.
     /// Afterwards [`Session::logits`] are those that follow the last one. When `progress` returns [`Flow::Stop`] the
     /// rest is left out, and that is returned.

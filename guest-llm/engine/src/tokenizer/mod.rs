@@ -11,9 +11,11 @@ mod letters;
 mod pretokenizer;
 mod spm;
 mod symbols;
+mod template;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
+pub use template::ChatTemplate;
 pub use vocabulary::TokenKind;
 
 use alloc::vec::Vec;
@@ -44,6 +46,7 @@ pub struct Tokenizer<'a> {
     add_space_prefix: bool,
     request_prefix: &'a str,
     request_suffix: &'a str,
+    chat_template: Option<ChatTemplate>,
     text_bytes_max: usize,
 }
 
@@ -95,6 +98,8 @@ impl<'a> Tokenizer<'a> {
             Algorithm::Spm(_) => true,
             Algorithm::Bpe(bpe) => bpe.adds_bos(),
         };
+        let chat_template =
+            gguf.str("tokenizer.chat_template")?.and_then(|text| ChatTemplate::recognise(text, &vocabulary));
         let tokenizer = Tokenizer {
             vocabulary,
             algorithm,
@@ -105,6 +110,7 @@ impl<'a> Tokenizer<'a> {
             add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(is_spm),
             request_prefix: gguf.str("flexserve.request.prefix")?.unwrap_or_default(),
             request_suffix: gguf.str("flexserve.request.suffix")?.unwrap_or_default(),
+            chat_template,
             text_bytes_max: limits.text_bytes,
         };
         for (wanted, token, name) in [(tokenizer.add_bos, bos, "bos"), (tokenizer.add_eos, eos, "eos")] {
@@ -159,16 +165,61 @@ impl<'a> Tokenizer<'a> {
         let tokens = if raw {
             self.encode(prompt, true, true)?
         } else {
-            let parts = [self.request_prefix, prompt, self.request_suffix];
-            let length = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
-            self.check_length(length)?;
-            let mut bytes = Budget::new(usize::MAX).reserve(length)?;
-            parts.iter().for_each(|part| bytes.extend_from_slice(part.as_bytes()));
-            let text = core::str::from_utf8(&bytes).unwrap_or_default();
-            let suffix = length - self.request_suffix.len()..length;
-            self.encode_parts(text, true, &[0..self.request_prefix.len(), suffix])?
+            self.encode_between([self.request_prefix, ""], prompt, self.request_suffix, true)?
         };
         if tokens.is_empty() { Err(Error::EmptyPrompt) } else { Ok(tokens) }
+    }
+
+    /// The file's chat template, if it has one that is known.
+    pub fn chat_template(&self) -> Option<ChatTemplate> {
+        self.chat_template
+    }
+
+    /// Encodes a user's turn of a conversation, up to where the answer begins, in the file's chat template; from the second
+    /// turn on what ends the answer before comes first. Control tokens spelled out in `prompt` stay text.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when there is no template that is known, [`Error::EmptyPrompt`]; as [`Tokenizer::encode`].
+    pub fn encode_turn(&self, prompt: &str, is_first: bool) -> Result<Vec<TokenId>> {
+        let template = self.chat_template.ok_or(Error::Parameter {
+            name: "chat",
+            fault: "the model has no chat template that is known",
+        })?;
+        let marks = template.marks();
+        let prompt = if marks.trims { prompt.trim() } else { prompt };
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if is_first {
+            let begin = self.bos.filter(|_| self.add_bos);
+            let turn = self.encode_between(["", marks.prefix], prompt, marks.suffix, false)?;
+            let mut tokens = Budget::new(usize::MAX).reserve(turn.len() + 1)?;
+            tokens.extend(begin);
+            tokens.extend(turn);
+            return Ok(tokens);
+        }
+        self.encode_between([marks.close, marks.prefix], prompt, marks.suffix, false)
+    }
+
+    /// Encodes `prefix`, `prompt` and `suffix` as one text; control tokens are recognised in the first and the last.
+    fn encode_between(
+        &self,
+        prefix: [&str; 2],
+        prompt: &str,
+        suffix: &str,
+        add_special: bool,
+    ) -> Result<Vec<TokenId>> {
+        let parts = [prefix[0], prefix[1], prompt, suffix];
+        let length = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
+        self.check_length(length)?;
+        let mut bytes = Budget::new(usize::MAX).reserve(length)?;
+        parts.iter().for_each(|part| bytes.extend_from_slice(part.as_bytes()));
+        let text = core::str::from_utf8(&bytes).unwrap_or_default();
+        self.encode_parts(
+            text,
+            add_special,
+            &[0..prefix[0].len() + prefix[1].len(), length - suffix.len()..length],
+        )
     }
 
     /// Encodes `text`, where control tokens are recognised inside the ranges `trusted` only.
