@@ -18,7 +18,8 @@ pub struct Cli {
 /// Commands.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Answers a prompt in a new partition
+    /// Answers a prompt in a new partition, or without one every line of standard input, as a conversation if the model has a
+    /// chat template
     Run(RunArgs),
     /// Measures what giving pages to a partition and recalling them costs; prints one event line
     FlexmemBench {
@@ -51,7 +52,7 @@ pub struct RunArgs {
     /// GGUF file, as MODEL
     #[arg(short = 'm', long = "model", value_name = "MODEL")]
     model_option: Option<String>,
-    /// Prompt [default: standard input]
+    /// Prompt [default: a session, whose requests are the lines of standard input]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// Most tokens of the answer; -1: until the model ends it or the context is full
@@ -67,10 +68,14 @@ pub struct RunArgs {
     /// Sampler seed; -1: a random one
     #[arg(short, long, value_name = "N", default_value = "-1", value_parser = parse_seed, allow_negative_numbers = true)]
     pub seed: Seed,
+    /// vCPUs to compute on, at most those of the image [default: the host's CPUs]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: Option<u32>,
     /// Complete the prompt as it is, without the model's request template
     #[arg(long)]
     pub raw: bool,
-    /// Heap of the partition in bytes, or with suffix K, M, G [default: what model and context need]
+    /// Heap of the partition in bytes, or with suffix K, M, G [default: what model and context need, and more while it runs
+    /// if a request needs more]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub mem_heap: Option<u64>,
     /// Partition image
@@ -79,10 +84,10 @@ pub struct RunArgs {
     /// Compute without the NPU (this version always does)
     #[arg(long)]
     pub no_npu: bool,
-    /// Print one JSON object at the end
-    #[arg(long)]
+    /// Print one JSON object at the end; needs a prompt
+    #[arg(long, requires = "prompt")]
     pub json: bool,
-    /// Print an event per line: byte 0x1e and one JSON object
+    /// Print an event per line: byte 0x1e and one JSON object; a session's lines are JSON too: {"line":TEXT}, "cancel", "end"
     #[arg(long, conflicts_with = "json")]
     pub json_events: bool,
 }
@@ -188,14 +193,15 @@ mod tests {
 
     #[test]
     fn options_are_those_of_llama_cpp() {
-        let all = "-m m.gguf -p hello -n 12 -c 256 --temp 0.7 --seed 42 --raw --mem-heap 3G --image i --json";
+        let all =
+            "-m m.gguf -p hello -n 12 -c 256 --temp 0.7 --seed 42 --raw --mem-heap 3G --image i --json -t 3";
         let run = run(&all.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!((run.model(), run.prompt.as_deref(), run.max_tokens), ("m.gguf", Some("hello"), 12));
         assert_eq!(
             (run.context, run.temperature, run.seed, run.mem_heap),
             (256, 0.7, Seed::Fixed(42), Some(3 << 30))
         );
-        assert!(run.raw && run.json);
+        assert!(run.raw && run.json && run.threads == Some(3));
         let run = self::run(&["m", "-p", "-5 degrees", "-n", "-1", "-s", "-1"]).unwrap();
         assert_eq!(
             (run.prompt.as_deref(), run.max_tokens, run.seed),
@@ -218,7 +224,10 @@ mod tests {
             &["a", "--mem-heap", "0"],
             &["a", "--mem-heap", "99999999999G"],
             &["a", "--mem-heap", "é"],
-            &["a", "--json", "--json-events"],
+            &["a", "-p", "x", "--json", "--json-events"],
+            // An object at the end, or a session.
+            &["a", "--json"],
+            &["a", "-t", "0"],
             &["a", "--unknown"],
         ] {
             let error = run(arguments).unwrap_err();

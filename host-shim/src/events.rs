@@ -39,6 +39,33 @@ pub enum Event<'a> {
         /// The piece.
         text: &'a str,
     },
+    /// A session wants a line.
+    Prompt {
+        /// Lines are turns of a conversation; else each is independent.
+        chat: bool,
+    },
+    /// The answer to a line of a session is whole.
+    Answer {
+        /// Why it ended: `end`, `length` or `cancelled`.
+        stop: &'a str,
+        /// Tokens of the prompt.
+        prompt_tokens: u64,
+        /// Tokens of the answer.
+        tokens: u64,
+        /// Milliseconds of the prompt phase (partition).
+        prefill_ms: f64,
+        /// Milliseconds of the answer phase (partition).
+        decode_ms: f64,
+    },
+    /// A line of a session was refused; the session goes on.
+    Refusal {
+        /// The exit code that a single request would have had.
+        code: u8,
+        /// Its name.
+        kind: &'a str,
+        /// What failed, whose fault it is, what to do.
+        message: &'a str,
+    },
     /// The end of a run.
     Result(&'a Report),
     /// The work failed.
@@ -112,6 +139,17 @@ mod tests {
         );
         assert_eq!(value(Event::Exit { code: 0 }), json!({"event": "exit", "code": 0}));
         assert_eq!(value(Event::Done), json!({"event": "done"}));
+        assert_eq!(value(Event::Prompt { chat: true }), json!({"event": "prompt", "chat": true}));
+        assert_eq!(
+            value(Event::Refusal { code: 2, kind: "usage", message: "m" }),
+            json!({"event": "refusal", "code": 2, "kind": "usage", "message": "m"})
+        );
+        let answer =
+            Event::Answer { stop: "end", prompt_tokens: 1, tokens: 2, prefill_ms: 0.5, decode_ms: 1.5 };
+        assert_eq!(
+            value(answer),
+            json!({"event": "answer", "stop": "end", "prompt_tokens": 1, "tokens": 2, "prefill_ms": 0.5, "decode_ms": 1.5})
+        );
         assert_eq!(value(Event::Status { text: "s" }), json!({"event": "status", "text": "s"}));
     }
 

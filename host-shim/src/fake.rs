@@ -56,6 +56,9 @@ struct State {
     measurement: Option<[u8; MEASUREMENT_SIZE]>,
     corrupt: bool,
     fail_give: Option<(u64, Errno)>,
+    /// Bits of vCPUs that were entered.
+    vcpus: u32,
+    crash_other: Option<Exit>,
 }
 
 impl Fake {
@@ -93,6 +96,16 @@ impl Fake {
     /// Makes a give at this IPA fail.
     pub fn fail_give(&self, ipa: u64, errno: Errno) {
         self.0.state.lock().unwrap().fail_give = Some((ipa, errno));
+    }
+
+    /// How many vCPUs were ever entered.
+    pub fn vcpus_seen(&self) -> u32 {
+        self.0.state.lock().unwrap().vcpus.count_ones()
+    }
+
+    /// Makes the next entry of a vCPU other than 0 end the partition.
+    pub fn crash_other(&self, exit: Exit) {
+        self.0.state.lock().unwrap().crash_other = Some(exit);
     }
 
     /// The measurement that was reported.
@@ -196,7 +209,7 @@ impl Machine for Fake {
     }
 
     fn give(&self, ipa: u64, contents: Contents<'_>, mappable: bool) -> Result<(), CallError> {
-        let mut state = self.in_phase("GIVE", &[state::CREATED])?;
+        let mut state = self.in_phase("GIVE", &[state::CREATED, state::RUNNING])?;
         if let Some((_, errno)) = state.fail_give.filter(|(at, _)| *at == ipa) {
             return Err(CallError { call: "GIVE", errno, status: 0, detail: 0 });
         }
@@ -212,6 +225,9 @@ impl Machine for Fake {
             region.ipa <= ipa && ipa + pages * PAGE_SIZE <= region.ipa + region.page_count * PAGE_SIZE
         };
         let Some(region) = manifest.regions.iter().find(inside).copied() else { return refuse("GIVE", ipa) };
+        if state.phase == state::RUNNING && region.kind != kind::ZERO {
+            return refuse("GIVE", ipa);
+        }
         assert_eq!(mappable, region.kind == kind::SHARED);
         for page in 0..pages {
             let bytes = match contents {
@@ -265,14 +281,28 @@ impl Machine for Fake {
     }
 
     fn run(&self, vcpu: u32, _: u64) -> Result<Exit, CallError> {
-        assert_eq!(vcpu, 0);
-        self.in_phase("RUN", &[state::RUNNING])?.entries += 1;
+        let mut state = self.in_phase("RUN", &[state::RUNNING])?;
+        state.vcpus |= 1 << vcpu;
+        if vcpu > 0 {
+            if let Some(exit) = state.crash_other.take() {
+                state.phase = state::CRASHED;
+                return Ok(exit);
+            }
+            drop(state);
+            // Off, as far as this fake goes.
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            return Ok(Exit::Slice);
+        }
+        state.entries += 1;
+        drop(state);
         let host = self.0.host.lock().unwrap();
         let Some((enter, left)) = host.as_ref() else { return refuse("RUN", 0) };
         enter.send(()).expect("the partition's thread is there");
         let exit = left.recv().expect("the partition's thread did not panic");
-        if let Exit::Finished(_) = exit {
-            self.0.state.lock().unwrap().phase = state::FINISHED;
+        match exit {
+            Exit::Finished(_) => self.0.state.lock().unwrap().phase = state::FINISHED,
+            Exit::Crashed(..) => self.0.state.lock().unwrap().phase = state::CRASHED,
+            _ => {}
         }
         Ok(exit)
     }

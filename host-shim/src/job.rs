@@ -14,7 +14,7 @@ pub const JOB_PATH: &str = "/etc/flexserve/job.json";
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "action", rename_all = "lowercase")]
 pub enum Job {
-    /// One prompt through `flexserve run`.
+    /// One prompt, or a session, through `flexserve run`.
     Run(Run),
     /// The system tests, which read the job themselves.
     Test,
@@ -31,8 +31,8 @@ pub enum Job {
 pub struct Run {
     /// Path or name.
     pub model: String,
-    /// The prompt.
-    pub prompt: String,
+    /// The prompt; none: a session over the console.
+    pub prompt: Option<String>,
     /// Most tokens of the answer.
     pub max_tokens: Option<u32>,
     /// Context length.
@@ -41,6 +41,8 @@ pub struct Run {
     pub temp: Option<f32>,
     /// Sampler seed.
     pub seed: Option<u64>,
+    /// Most vCPUs.
+    pub threads: Option<u32>,
     /// Raw completion.
     pub raw: Option<bool>,
     /// Without the NPU.
@@ -83,11 +85,12 @@ impl Run {
             // In one word, so that a prompt may begin with a dash.
             command.extend(value.map(|value| format!("{name}={value}")));
         };
-        option("--prompt", Some(self.prompt.clone()));
+        option("--prompt", self.prompt.clone());
         option("--predict", self.max_tokens.map(|value| value.to_string()));
         option("--ctx-size", self.context.map(|value| value.to_string()));
         option("--temp", self.temp.map(|value| value.to_string()));
         option("--seed", self.seed.map(|value| value.to_string()));
+        option("--threads", self.threads.map(|value| value.to_string()));
         option("--mem-heap", self.mem_heap.clone());
         for (name, value) in [("--raw", self.raw), ("--no-npu", self.no_npu)] {
             command.extend(value.filter(|set| *set).map(|_| name.to_owned()));
@@ -122,14 +125,13 @@ mod tests {
     #[test]
     fn absent_and_null_options_are_left_to_flexserve() {
         let job = Job::parse(
-            br#"{"action":"run","model":"m","prompt":"p","max_tokens":null,"temp":null,"seed":null,"no_npu":true}"#,
+            br#"{"action":"run","model":"m","prompt":null,"max_tokens":null,"temp":null,"seed":null,"no_npu":true}"#,
         )
         .unwrap();
         let command = job.command(Path::new(JOB_PATH));
         assert_eq!(
             command,
-            ["/bin/flexserve", "run", "--json-events", "--prompt=p", "--no-npu", "--", "m"]
-                .map(OsString::from)
+            ["/bin/flexserve", "run", "--json-events", "--no-npu", "--", "m"].map(OsString::from)
         );
         assert!(Cli::try_parse_from(command).is_ok());
     }

@@ -4,8 +4,8 @@
 //! The host is not trusted by the partition, and a partition is not trusted by the host: whatever comes out of the
 //! shared pages is bounds-checked by [`hyp_abi::session`], must be UTF-8, and is shown as text only.
 //!
-//! Dependencies point downwards: programs (`src/bin`) -> [`cli`], [`job`], [`output`] -> [`vmm`] -> [`session`], [`image`],
-//! [`measure`], [`heap`] -> [`machine`]. [`device`] is the machine of the kernel module; tests use a fake one.
+//! Dependencies point downwards: programs (`src/bin`) -> [`cli`], [`job`], [`output`], [`interactive`] -> [`vmm`] -> [`session`], [`load`],
+//! [`image`], [`measure`], [`heap`] -> [`machine`]. [`device`] is the machine of the kernel module; tests use a fake one.
 //! Unsafe code lives in [`sys`] only.
 #![deny(unsafe_code)]
 
@@ -16,7 +16,9 @@ pub mod error;
 pub mod events;
 pub mod heap;
 pub mod image;
+pub mod interactive;
 pub mod job;
+pub mod load;
 pub mod machine;
 pub mod measure;
 pub mod model;

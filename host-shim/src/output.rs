@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::events::Event;
+use crate::interactive::PROMPT;
 use crate::report::Report;
 
 /// How a run is reported.
@@ -42,6 +43,15 @@ impl Output {
                 let text = if self.terminal[0] { &printable(text) } else { *text };
                 out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
             }
+            (Mode::Text, Event::Prompt { .. }) if self.terminal[0] && std::io::stdin().is_terminal() => {
+                let mut out = std::io::stdout().lock();
+                out.write_all(PROMPT.as_bytes()).and_then(|()| out.flush()).is_ok()
+            }
+            (Mode::Text, Event::Answer { .. }) => writeln!(std::io::stdout()).is_ok(),
+            (Mode::Text, Event::Refusal { message, .. }) => {
+                eprintln!("flexserve: {message}");
+                true
+            }
             (Mode::Text, Event::Progress { what, done, total }) if self.terminal[1] => {
                 let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(100);
                 let end = if done == total { "\n" } else { "" };
@@ -60,7 +70,10 @@ impl Output {
     pub fn result(&self, report: &Report) {
         match self.mode {
             Mode::Text => {
-                println!();
+                // The answers of a session ended their lines themselves.
+                if !report.answer.is_empty() {
+                    println!();
+                }
                 eprint!("{}", summary(report, emulated()));
             }
             Mode::Json => println!("{}", object(Ok(report))),
@@ -122,10 +135,11 @@ fn object(result: Result<&Report, &Error>) -> String {
 fn summary(report: &Report, emulated: bool) -> String {
     let times = if emulated { " (emulated)" } else { "" };
     format!(
-        "\n{} prompt tokens in {:.0} ms, {:.1}/s{times}; {} tokens in {:.0} ms, {:.1}/s{times}\n\
+        "\n{} request(s): {} prompt tokens in {:.0} ms, {:.1}/s{times}; {} tokens in {:.0} ms, {:.1}/s{times}\n\
          loaded {} KiB in {:.0} ms, first token after {:.0} ms{times}\n\
          pages given {}, back {}; world switches {}; blocked accesses {}\n\
          measurement {}\n",
+        report.requests,
         report.prompt_tokens,
         report.prefill_ms,
         report.prefill_tokens_per_s,

@@ -2,17 +2,21 @@
 
 use serde::Serialize;
 
+use crate::vmm::Answer;
+
 /// Figures of one run. Times are of the host's clock, or of the partition's where it says so; under emulation they are
 /// emulated times.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
-    /// The model's text, verbatim.
+    /// The model's text, verbatim; of a session: nothing.
     pub answer: String,
     /// Why it ended: `end`, `length` or `cancelled`.
     pub stop: &'static str,
-    /// Tokens of the prompt.
+    /// Requests that were answered.
+    pub requests: u64,
+    /// Tokens of the prompts.
     pub prompt_tokens: u64,
-    /// Tokens of the answer.
+    /// Tokens of the answers.
     pub tokens: u64,
     /// Milliseconds of the prompt phase (partition).
     pub prefill_ms: f64,
@@ -24,7 +28,7 @@ pub struct Report {
     pub tokens_per_s: f64,
     /// Milliseconds from the request to a loaded model.
     pub load_ms: f64,
-    /// Milliseconds from the request to the first token, loading included.
+    /// Milliseconds from the request to the first token, loading included; in a session, of the first request.
     pub ttft_ms: f64,
     /// Pages given to the partition (hypervisor).
     pub pages_given: u64,
@@ -40,6 +44,22 @@ pub struct Report {
     pub npu_jobs: u64,
     /// SHA-384 of manifest, image and model, in hexadecimal (hypervisor).
     pub measurement: String,
+}
+
+impl Report {
+    /// Adds the figures of an answer.
+    pub fn add(&mut self, answer: &Answer) {
+        if self.requests == 0 {
+            self.ttft_ms = self.load_ms + answer.first_ms;
+        }
+        self.requests += 1;
+        self.prompt_tokens += answer.prompt_tokens;
+        self.tokens += answer.tokens;
+        self.prefill_ms += answer.prefill_ms;
+        self.decode_ms += answer.decode_ms;
+        self.prefill_tokens_per_s = rate(self.prompt_tokens, self.prefill_ms);
+        self.tokens_per_s = rate(self.tokens, self.decode_ms);
+    }
 }
 
 /// Tokens per second; 0 when there was no time.

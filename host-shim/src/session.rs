@@ -5,9 +5,10 @@
 //! touch is a bus error.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 
 use hyp_abi::service::crash;
-use hyp_abi::session::{self, Done, Failure, MAX_FRAME, Ready, Ring, RingError, SESSION_PAGES, frame};
+use hyp_abi::session::{self, Done, Failure, MAX_FRAME, Ready, RingError, SESSION_PAGES, Session, frame};
 use zerocopy::FromBytes;
 
 use crate::error::{Code, Error, Result};
@@ -15,15 +16,30 @@ use crate::machine::{Exit, Machine};
 
 /// The longest stay in a vCPU before this program looks whether it is to stop.
 const SLICE_NS: u64 = 50_000_000;
+/// The same for vCPUs that only compute.
+const LONG_SLICE_NS: u64 = 1_000_000_000;
 /// Entries that a partition gets to end itself when it was asked to; then it is stopped.
 const SHUTDOWN_ENTRIES: u32 = 200;
 /// Entries after which a partition comes out waiting although the next move is its own.
 const IDLE_ENTRIES: u32 = 64;
 
+/// What the front asks of the partition.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// The payload of a REQUEST frame. The partition answers with [`Message::Done`] or [`Message::Refused`].
+    Ask(Vec<u8>),
+    /// Forget the conversation.
+    Forget,
+    /// The heap has more pages.
+    Grow,
+    /// End.
+    Shutdown,
+}
+
 /// What the partition said.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
-    /// The model is loaded.
+    /// The model is loaded; requests are welcome.
     Ready(Ready),
     /// The prompt is read.
     Prefilled,
@@ -31,54 +47,111 @@ pub enum Message {
     Token(String),
     /// The answer is whole.
     Done(Done),
+    /// The request was refused; others are welcome.
+    Refused {
+        /// Why.
+        error: Error,
+        /// If memory is what it lacks: so many bytes more of heap would do. 0: not known, or not the reason.
+        missing: u64,
+    },
 }
 
-/// Runs a started partition through one request.
+/// Frames to and from a partition.
+pub trait Channel {
+    /// Sends a frame. False: there is no room now.
+    ///
+    /// # Errors
+    /// 5 when the partition broke the channel.
+    fn send(&self, kind: u32, payload: &[u8]) -> Result<bool>;
+    /// Receives a frame into `buffer`, if there is one: its kind and length.
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    fn receive(&self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>>;
+}
+
+impl Channel for Session {
+    fn send(&self, kind: u32, payload: &[u8]) -> Result<bool> {
+        self.to_partition.send(kind, payload, &[]).map_err(broken)
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>> {
+        self.to_host.receive(buffer).map_err(broken)
+    }
+}
+
+/// Devices that the VMM emulates for the partition.
+pub trait Devices: Send {
+    /// Does what the partition asks for; called whenever it came out and may have asked. Returns whether anything moved.
+    ///
+    /// # Errors
+    /// 5 when the partition misuses a device beyond repair.
+    fn service(&mut self) -> Result<bool>;
+}
+
+/// No devices.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoDevices;
+
+impl Devices for NoDevices {
+    fn service(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Runs vCPU 0 of a started partition, and carries the session: `commands` to the partition, what it says to `tell`.
 ///
-/// `request` is the payload of a REQUEST frame; `session_ipa` where the session pages lie. What the partition says goes
-/// to `tell`. When `cancel` turns true, the answer ends early; before there is an answer, the run ends with
-/// [`Code::Interrupted`]. Returns when the partition has ended itself or was stopped.
+/// `session_ipa` is where the session pages lie. When `cancel` turns true, the answer ends early; before the model is
+/// loaded, all ends with [`Code::Interrupted`]. Between requests the vCPU is not entered. Returns when the partition has
+/// ended itself or was stopped, which [`Command::Shutdown`] or the end of `commands` brings about.
 ///
 /// # Errors
-/// 5 when the partition crashed, was stopped, ended early, refused the model or broke the session; 2 when it refused the
-/// request.
+/// 5 when the partition crashed, was stopped, ended early, refused the model or broke the session.
 pub fn converse<M: Machine>(
     machine: &M,
     id: u16,
     session_ipa: u64,
-    request: &[u8],
+    commands: &Receiver<Command>,
     cancel: &AtomicBool,
+    devices: &mut dyn Devices,
     tell: &mut dyn FnMut(Message),
 ) -> Result<()> {
     let mut talk =
-        Talk { request, cancel, cancel_sent: false, phase: Phase::Loading, tell, buffer: vec![0; MAX_FRAME] };
-    let mut session = None;
+        Talk { cancel, cancel_sent: false, phase: Phase::Loading, tell, buffer: vec![0; MAX_FRAME] };
+    let mut session: Option<M::Session> = None;
     let (mut idle, mut ending) = (0, 0);
     loop {
-        if talk.phase == Phase::Loading && cancel.load(Ordering::Relaxed) {
-            return Err(interrupted());
+        match (talk.phase, &session) {
+            (Phase::Loading, _) if cancel.load(Ordering::Relaxed) => return Err(interrupted()),
+            // Only a session says that it is ready.
+            (Phase::Idle, Some(session)) => {
+                let channel: &Session = session;
+                talk.command(commands.recv().unwrap_or(Command::Shutdown), channel)?;
+                continue;
+            }
+            _ => {}
         }
         let exit = machine.run(0, SLICE_NS)?;
         match exit {
             Exit::Finished(_) if talk.phase == Phase::Ending => return Ok(()),
-            Exit::Finished(code) => return Err(ended(&format!("ended itself early with code {code}"))),
-            Exit::Crashed(cause, detail) => return Err(crashed(cause, detail)),
-            Exit::Stopped => return Err(ended("was stopped")),
             Exit::Unknown(reason) => {
                 return Err(Error::protocol(format!("the vCPU came out for unknown reason {reason}")));
             }
             Exit::Kick | Exit::Waiting | Exit::Sleep | Exit::Slice => {}
+            exit => return Err(end(exit)),
         }
-        if session.is_none() && matches!(exit, Exit::Kick | Exit::Waiting) {
+        let looks = matches!(exit, Exit::Kick | Exit::Waiting);
+        if session.is_none() && looks {
             let shared = machine.partition_stats(id)?.pages_shared;
             if shared >= SESSION_PAGES {
                 session = Some(machine.map_session(session_ipa)?);
             }
         }
-        let moved = match &session {
-            Some(session) => talk.exchange(session)?,
-            None => false,
-        };
+        let mut moved = looks && devices.service()?;
+        if let Some(session) = &session {
+            let channel: &Session = session;
+            moved |= talk.exchange(channel)?;
+        }
         if talk.phase == Phase::Ending {
             ending += 1;
             if ending > SHUTDOWN_ENTRIES {
@@ -86,8 +159,9 @@ pub fn converse<M: Machine>(
                 return Ok(());
             }
         }
-        // A partition that waits while it owes something would be entered for ever.
-        if matches!(exit, Exit::Waiting | Exit::Sleep) && !moved {
+        // A partition that waits while it owes something would be entered for ever. One that sleeps waits for its own
+        // vCPUs.
+        if exit == Exit::Waiting && !moved {
             idle += 1;
             if idle > IDLE_ENTRIES {
                 return Err(Error::protocol("it waits although the next move is its own"));
@@ -98,15 +172,28 @@ pub fn converse<M: Machine>(
     }
 }
 
+/// Runs another vCPU until `is_over` or the partition's end, which it returns if it is the one who saw it.
+pub fn compute<M: Machine>(machine: &M, vcpu: u32, is_over: &AtomicBool) -> Option<Exit> {
+    while !is_over.load(Ordering::Relaxed) {
+        match machine.run(vcpu, LONG_SLICE_NS) {
+            Ok(exit @ (Exit::Finished(_) | Exit::Crashed(..) | Exit::Stopped)) => return Some(exit),
+            Ok(_) => {}
+            // It ended, on another vCPU; or this one cannot run, which harms nobody but the partition.
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Loading,
+    Idle,
     Answering,
     Ending,
 }
 
 struct Talk<'a> {
-    request: &'a [u8],
     cancel: &'a AtomicBool,
     cancel_sent: bool,
     phase: Phase,
@@ -115,29 +202,43 @@ struct Talk<'a> {
 }
 
 impl Talk<'_> {
+    /// Passes a command on, while the partition is idle.
+    fn command(&mut self, command: Command, channel: &impl Channel) -> Result<()> {
+        let (kind, payload, phase) = match &command {
+            Command::Ask(request) => (frame::REQUEST, request.as_slice(), Phase::Answering),
+            Command::Forget => (frame::RESET, &[][..], Phase::Idle),
+            Command::Grow => (frame::GROW, &[][..], Phase::Idle),
+            Command::Shutdown => (frame::SHUTDOWN, &[][..], Phase::Ending),
+        };
+        // An idle partition empties the ring when it runs; one that does not end is stopped.
+        if !channel.send(kind, payload)? && phase != Phase::Ending {
+            return Err(Error::protocol("the ring of requests is full although it is idle"));
+        }
+        self.phase = phase;
+        self.cancel_sent = false;
+        Ok(())
+    }
+
     /// Reads all frames that are there, and sends what is due. Returns whether anything moved.
-    fn exchange(&mut self, session: &session::Session) -> Result<bool> {
+    fn exchange(&mut self, channel: &impl Channel) -> Result<bool> {
         let mut moved = false;
-        while let Some((kind, length)) = session.to_host.receive(&mut self.buffer).map_err(broken)? {
+        while let Some((kind, length)) = channel.receive(&mut self.buffer)? {
             let payload = self.buffer.get(..length).unwrap_or(&[]).to_vec();
-            self.take(kind, &payload, &session.to_partition)?;
+            self.take(kind, &payload)?;
             moved = true;
         }
         if self.phase == Phase::Answering && !self.cancel_sent && self.cancel.load(Ordering::Relaxed) {
-            self.cancel_sent = send(&session.to_partition, frame::CANCEL, &[])?;
+            self.cancel_sent = channel.send(frame::CANCEL, &[])?;
             moved = true;
         }
         Ok(moved)
     }
 
-    fn take(&mut self, kind: u32, payload: &[u8], answers: &Ring) -> Result<()> {
+    fn take(&mut self, kind: u32, payload: &[u8]) -> Result<()> {
         let message = match (self.phase, kind) {
             (Phase::Loading, frame::READY) => {
                 let ready = fixed::<Ready>(payload)?;
-                if !send(answers, frame::REQUEST, self.request)? {
-                    return Err(Error::protocol("the ring of requests is full before the first"));
-                }
-                self.phase = Phase::Answering;
+                self.phase = Phase::Idle;
                 Message::Ready(ready)
             }
             (Phase::Answering, frame::PREFILLED) => {
@@ -150,12 +251,15 @@ impl Talk<'_> {
             }
             (Phase::Answering, frame::DONE) => {
                 let done = fixed::<Done>(payload)?;
-                self.phase = Phase::Ending;
-                // If the ring is full, the partition ends by being stopped.
-                send(answers, frame::SHUTDOWN, &[])?;
+                self.phase = Phase::Idle;
                 Message::Done(done)
             }
-            (Phase::Loading | Phase::Answering, frame::ERROR) => return Err(refused(payload)?),
+            (Phase::Loading, frame::ERROR) => return Err(refused(payload)?.0),
+            (Phase::Answering, frame::ERROR) => {
+                let (error, missing) = refused(payload)?;
+                self.phase = Phase::Idle;
+                Message::Refused { error, missing }
+            }
             (phase, kind) => {
                 return Err(Error::protocol(format!("frame {kind:#x} while {phase:?}")));
             }
@@ -163,10 +267,6 @@ impl Talk<'_> {
         (self.tell)(message);
         Ok(())
     }
-}
-
-fn send(ring: &Ring, kind: u32, payload: &[u8]) -> Result<bool> {
-    ring.send(kind, payload, &[]).map_err(broken)
 }
 
 fn fixed<T: FromBytes>(payload: &[u8]) -> Result<T> {
@@ -180,11 +280,12 @@ fn broken(error: RingError) -> Error {
     })
 }
 
-fn refused(payload: &[u8]) -> Result<Error> {
+/// What an ERROR frame means, and the bytes of heap that it asks for.
+fn refused(payload: &[u8]) -> Result<(Error, u64)> {
     let malformed = || Error::protocol("an error frame is malformed");
     let (failure, text) = Failure::read_from_prefix(payload).map_err(|_| malformed())?;
     let text = std::str::from_utf8(text).map_err(|_| malformed())?;
-    Ok(match failure.code {
+    let error = match failure.code {
         session::failure::MODEL => Error::new(
             Code::Partition,
             format!("the partition refuses the model: {text}"),
@@ -199,10 +300,20 @@ fn refused(payload: &[u8]) -> Result<Error> {
         ),
         session::failure::REQUEST => Error::usage(
             format!("the partition refuses the request: {text}"),
-            "shorten the prompt or change the options",
+            "shorten the prompt, clear the conversation, or change the options",
         ),
-        code => Error::protocol(format!("error code {code} is unknown")),
-    })
+        code => return Err(Error::protocol(format!("error code {code} is unknown"))),
+    };
+    Ok((error, if failure.code == session::failure::MEMORY { failure.bytes } else { 0 }))
+}
+
+/// The error that an end of the partition is, when nobody asked for it.
+pub fn end(exit: Exit) -> Error {
+    match exit {
+        Exit::Finished(code) => ended(&format!("ended itself early with code {code}")),
+        Exit::Crashed(cause, detail) => crashed(cause, detail),
+        _ => ended("was stopped"),
+    }
 }
 
 fn ended(how: &str) -> Error {
@@ -236,20 +347,36 @@ mod tests {
     use hyp_abi::manifest::layout;
     use hyp_abi::service::run_exit;
     use hyp_abi::session::{RING_SIZE, failure};
+    use std::sync::mpsc::channel;
     use zerocopy::IntoBytes;
 
-    /// Runs a script against a request; returns what was said and the end.
-    fn talk(script: impl Script + 'static, cancel: bool) -> (Vec<Message>, Result<()>) {
-        let fake = Fake::started(script);
-        let cancel = AtomicBool::new(cancel);
+    /// Runs a script against commands; returns what was said and the end.
+    fn talk_of(
+        fake: &Fake,
+        commands: impl IntoIterator<Item = Command>,
+        cancel: &AtomicBool,
+        hear: &mut dyn FnMut(&Message),
+    ) -> (Vec<Message>, Result<()>) {
+        let (sender, receiver) = channel();
+        commands.into_iter().for_each(|command| sender.send(command).unwrap());
+        drop(sender);
         let mut said = Vec::new();
-        let end =
-            converse(&fake, Fake::ID, layout::SESSION, b"hello", &cancel, &mut |message| said.push(message));
+        let mut tell = |message| {
+            hear(&message);
+            said.push(message);
+        };
+        let end = converse(fake, Fake::ID, layout::SESSION, &receiver, cancel, &mut NoDevices, &mut tell);
         (said, end)
     }
 
+    /// The same with one request.
+    fn talk(script: impl Script + 'static, cancel: bool) -> (Vec<Message>, Result<()>) {
+        let cancel = AtomicBool::new(cancel);
+        talk_of(&Fake::started(script), [Command::Ask(b"hello".to_vec())], &cancel, &mut |_| {})
+    }
+
     fn ready() -> Ready {
-        Ready { load_ticks: 1, model_bytes: 2, heap_used: 3 }
+        Ready { load_ticks: 1, model_bytes: 2, heap_used: 3, features: 0 }
     }
 
     fn done() -> Done {
@@ -284,6 +411,72 @@ mod tests {
     }
 
     #[test]
+    fn requests_follow_each_other_and_one_that_is_refused_ends_nothing() {
+        let fake = Fake::started(|fake: &Fake| {
+            fake.share_session();
+            fake.say(frame::READY, ready().as_bytes());
+            assert_eq!(fake.wait_for_frame(), (frame::REQUEST, b"first".to_vec()));
+            let failure = Failure { code: failure::MEMORY, reserved: 0, bytes: 77 };
+            fake.say(frame::ERROR, &[failure.as_bytes(), b"too little"].concat());
+            assert_eq!(fake.wait_for_frame(), (frame::GROW, vec![]));
+            assert_eq!(fake.wait_for_frame(), (frame::RESET, vec![]));
+            assert_eq!(fake.wait_for_frame(), (frame::REQUEST, b"second".to_vec()));
+            fake.say(frame::TOKEN, b"yes");
+            fake.say(frame::DONE, done().as_bytes());
+            assert_eq!(fake.wait_for_frame(), (frame::SHUTDOWN, vec![]));
+            Exit::Finished(0)
+        });
+        let commands = [
+            Command::Ask(b"first".to_vec()),
+            Command::Grow,
+            Command::Forget,
+            Command::Ask(b"second".to_vec()),
+            Command::Shutdown,
+        ];
+        let (said, end) = talk_of(&fake, commands, &AtomicBool::new(false), &mut |_| {});
+        assert_eq!(end, Ok(()));
+        assert_eq!(said[2..], [Message::Token("yes".into()), Message::Done(done())]);
+        let Message::Refused { error, missing } = &said[1] else { panic!("{said:?}") };
+        assert_eq!((error.code, *missing), (Code::Partition, 77));
+    }
+
+    #[test]
+    fn a_vcpu_that_computes_comes_back_with_the_end_or_when_all_is_over() {
+        let fake = Fake::started(|fake: &Fake| {
+            (0..3).for_each(|_| fake.come_out(Exit::Sleep));
+            Exit::Crashed(crash::ABORT, [0x4000, 0])
+        });
+        let over = AtomicBool::new(false);
+        assert_eq!(compute(&fake, 0, &over), Some(Exit::Crashed(crash::ABORT, [0x4000, 0])));
+        assert_eq!(compute(&fake, 0, &over), None);
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(compute(&Fake::started(|_: &Fake| unreachable!()), 0, &over), None);
+    }
+
+    #[test]
+    fn devices_are_looked_after_when_the_partition_asks() {
+        struct Counter(u32);
+        impl Devices for Counter {
+            fn service(&mut self) -> Result<bool> {
+                self.0 += 1;
+                if self.0 > 3 { Err(Error::protocol("enough")) } else { Ok(true) }
+            }
+        }
+        let fake = Fake::started(|fake: &Fake| {
+            for exit in [Exit::Kick, Exit::Slice, Exit::Sleep, Exit::Waiting, Exit::Kick, Exit::Kick] {
+                fake.come_out(exit);
+            }
+            unreachable!("the device gave up");
+        });
+        let mut devices = Counter(0);
+        let (_sender, receiver) = channel();
+        let cancel = AtomicBool::new(false);
+        let end = converse(&fake, Fake::ID, layout::SESSION, &receiver, &cancel, &mut devices, &mut |_| {});
+        assert!(end.unwrap_err().what.contains("enough"));
+        assert_eq!(devices.0, 4);
+    }
+
+    #[test]
     fn kicks_before_the_pages_are_shared_touch_nothing() {
         // The fake panics when the session is mapped while its pages are not shared.
         let (said, end) = talk(
@@ -311,13 +504,10 @@ mod tests {
             Exit::Finished(0)
         });
         let cancel = AtomicBool::new(false);
-        let mut said = Vec::new();
-        let end = converse(&fake, Fake::ID, layout::SESSION, b"hello", &cancel, &mut |message| {
-            cancel.store(
-                message == Message::Token("two".into()) || cancel.load(Ordering::Relaxed),
-                Ordering::Relaxed,
-            );
-            said.push(message);
+        let (said, end) = talk_of(&fake, [Command::Ask(b"hello".to_vec())], &cancel, &mut |message| {
+            if *message == Message::Token("two".into()) {
+                cancel.store(true, Ordering::Relaxed);
+            }
         });
         assert_eq!(end, Ok(()));
         assert_eq!(said.last(), Some(&Message::Done(Done { stop: 2, ..done() })));
@@ -341,7 +531,7 @@ mod tests {
             let (_, end) = talk(
                 move |fake: &Fake| {
                     fake.share_session();
-                    let mut payload = Failure { code, reserved: 0 }.as_bytes().to_vec();
+                    let mut payload = Failure { code, ..Failure::default() }.as_bytes().to_vec();
                     payload.extend(b"because");
                     fake.say(frame::ERROR, &payload);
                     Exit::Finished(1)
@@ -361,8 +551,8 @@ mod tests {
             ("not UTF-8", |fake| fake.say(frame::TOKEN, &[0xFF])),
             ("has 3 bytes", |fake| fake.say(frame::DONE, &[1, 2, 3])),
             ("has 1 bytes", |fake| fake.say(frame::PREFILLED, &[0])),
-            ("malformed", |fake| fake.say(frame::ERROR, &[0; 7])),
-            ("malformed", |fake| fake.say(frame::ERROR, &[1, 0, 0, 0, 0, 0, 0, 0, 0xFF])),
+            ("malformed", |fake| fake.say(frame::ERROR, &[0; 15])),
+            ("malformed", |fake| fake.say(frame::ERROR, &[&[1][..], &[0; 15], &[0xFF]].concat())),
             ("frame 0x101 while Answering", |fake| fake.say(frame::READY, ready().as_bytes())),
             ("frame 0x7 while Answering", |fake| fake.say(7, &[])),
             ("a frame is too long", |fake| {
@@ -417,7 +607,8 @@ mod tests {
                 fake.come_out(Exit::Slice);
             }
         });
-        let end = converse(&fake, Fake::ID, layout::SESSION, b"hello", &AtomicBool::new(false), &mut |_| {});
+        let commands = [Command::Ask(b"hello".to_vec())];
+        let (_, end) = talk_of(&fake, commands, &AtomicBool::new(false), &mut |_| {});
         assert_eq!(end, Ok(()));
         assert!(fake.stopped());
     }

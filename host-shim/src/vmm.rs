@@ -1,28 +1,27 @@
-//! The life of a partition: create, give, measure, start, converse, recall, destroy.
+//! The life of a partition: create, give, measure, start, any number of requests, recall, destroy.
 //!
-//! Contents pass through one buffer of 2 MiB, are hashed there and given from there, so that what is measured is what was
-//! given even if the file changes, and memory is needed for the partition only.
+//! Each vCPU has a thread. That of vCPU 0 also carries the session, so that no frame is lost when the partition ends; the
+//! caller's thread is the front, so that a slow terminal does not hold up the partition.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use hyp_abi::PAGE_SIZE;
-use hyp_abi::manifest::{Region, kind, layout};
+use hyp_abi::manifest::{kind, layout};
 use hyp_abi::service::{MEASUREMENT_SIZE, STEP_PAGES};
-use hyp_abi::session::{self, Done, MAX_FRAME, SESSION_PAGES};
+use hyp_abi::session::{self, MAX_FRAME, READY_CHAT};
 use zerocopy::IntoBytes;
 
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::image::Image;
+use crate::load::{Load, Piece, give};
 use crate::machine::{Contents, Machine};
-use crate::measure::Measurer;
-use crate::report::{Report, hex, milliseconds, rate};
-use crate::session::{Message, converse, interrupted};
+use crate::report::{Report, hex, milliseconds};
+use crate::session::{Command, Message, NoDevices, compute, converse, end};
 
-/// Bytes given at a time.
-const STEP: usize = (STEP_PAGES * PAGE_SIZE) as usize;
 /// Messages of the partition that wait for the front; then the vCPU waits.
 const BACKLOG: usize = 64;
 
@@ -39,8 +38,19 @@ pub struct Request {
     pub temperature: f32,
     /// Sampler seed.
     pub seed: u64,
-    /// Raw completion, no request template.
-    pub raw: bool,
+    /// What surrounds the prompt.
+    pub form: Form,
+}
+
+/// What surrounds a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The model's request template.
+    Independent,
+    /// Nothing.
+    Raw,
+    /// The model's chat template; the request is the conversation's next turn.
+    Turn,
 }
 
 impl Request {
@@ -53,7 +63,11 @@ impl Request {
             max_tokens: self.max_tokens,
             context: self.context,
             temperature: self.temperature.to_bits(),
-            flags: if self.raw { session::REQUEST_RAW } else { 0 },
+            flags: match self.form {
+                Form::Independent => 0,
+                Form::Raw => session::REQUEST_RAW,
+                Form::Turn => session::REQUEST_CHAT,
+            },
             seed: self.seed,
         };
         let bytes = [head.as_bytes(), self.prompt.as_bytes()].concat();
@@ -68,252 +82,313 @@ impl Request {
     }
 }
 
-/// What runs: an image with its model.
+/// How a partition is run.
 #[derive(Clone, Copy, Debug)]
-pub struct Load<'a> {
-    /// The image.
-    pub image: &'a Image,
-    /// The model file.
-    pub model: &'a [u8],
-    /// Bytes of heap.
-    pub heap_bytes: u64,
+pub struct Options<'a> {
+    /// Of the partition's clock.
+    pub ticks_per_second: u64,
+    /// Most vCPUs to run; the image may have fewer.
+    pub threads: u32,
+    /// Whether the heap may get more pages while the partition runs.
+    pub heap_grows: bool,
+    /// Ends the answer early, or the loading.
+    pub cancel: &'a AtomicBool,
 }
 
-/// Pages to give.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece<'a> {
-    ipa: u64,
-    pages: u64,
-    /// Given and measured; none: zero pages.
-    contents: Option<&'a [u8]>,
-    mappable: bool,
+/// Gets events as they happen.
+pub type Tell<'a> = &'a mut dyn FnMut(&Event<'_>);
+
+/// The answer to a request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// The model's text, verbatim.
+    pub text: String,
+    /// Why it ended: `end`, `length` or `cancelled`.
+    pub stop: &'static str,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens of the answer.
+    pub tokens: u64,
+    /// Milliseconds of the prompt phase (partition).
+    pub prefill_ms: f64,
+    /// Milliseconds of the answer phase (partition).
+    pub decode_ms: f64,
+    /// Milliseconds to the first piece of text, or to the end if there was none.
+    pub first_ms: f64,
 }
 
-impl<'a> Piece<'a> {
-    fn zero(region: &Region, pages: u64) -> Self {
-        Piece { ipa: region.ipa, pages, contents: None, mappable: region.kind == kind::SHARED }
-    }
-
-    fn contents(ipa: u64, bytes: &'a [u8]) -> Self {
-        let pages = (bytes.len() as u64).div_ceil(PAGE_SIZE);
-        Piece { ipa, pages, contents: Some(bytes), mappable: false }
-    }
-}
-
-impl<'a> Load<'a> {
-    /// What to give, at ascending IPAs.
-    fn pieces(&self) -> Result<Vec<Piece<'a>>> {
-        let image = self.image;
-        let mut pieces: Vec<_> =
-            image.pages().iter().map(|pages| Piece::contents(pages.ipa, &pages.bytes)).collect();
-        let mut session = false;
-        for region in image.regions() {
-            match region.kind {
-                kind::ZERO if region.ipa == layout::HEAP => {
-                    let pages = self.heap_bytes.div_ceil(PAGE_SIZE);
-                    if pages > region.page_count {
-                        let most = region.page_count.saturating_mul(PAGE_SIZE) >> 20;
-                        return Err(Error::usage(
-                            format!("the heap of {} MiB exceeds the image's {most}", self.heap_bytes >> 20),
-                            "use a smaller --mem-heap or context (-c)",
-                        ));
-                    }
-                    pieces.push(Piece::zero(region, pages));
-                }
-                kind::ZERO => pieces.push(Piece::zero(region, region.page_count)),
-                kind::SHARED if region.ipa == layout::SESSION && region.page_count >= SESSION_PAGES => {
-                    session = true;
-                    pieces.push(Piece::zero(region, SESSION_PAGES));
-                }
-                _ => {}
-            }
-        }
-        if !session {
-            return Err(Error::image("it has no region for the session"));
-        }
-        let Some(region) = image.region(kind::MODEL, layout::MODEL) else {
-            return Err(Error::image("it has no region for a model"));
-        };
-        let model = Piece::contents(region.ipa, self.model);
-        if model.pages > region.page_count {
-            return Err(Error::new(
-                Code::Partition,
-                format!("the model of {} MiB does not fit the image's region", self.model.len() >> 20),
-                "the caller's",
-                "use a smaller model",
-            ));
-        }
-        pieces.push(model);
-        pieces.retain(|piece| piece.pages > 0);
-        pieces.sort_by_key(|piece| piece.ipa);
-        Ok(pieces)
-    }
+/// A partition that is loaded and takes requests.
+pub struct Live<'a, M> {
+    machine: &'a M,
+    commands: Sender<Command>,
+    messages: Receiver<Message>,
+    tell: Tell<'a>,
+    options: Options<'a>,
+    /// IPA of the heap's next page, and how many pages there may yet be.
+    heap_end: u64,
+    heap_room: u64,
+    chats: bool,
+    report: Report,
 }
 
 /// Runs one request in a new partition, and takes every page back.
 ///
-/// `tell` gets events as they happen, the report excepted. `cancel` ends the answer early. `ticks_per_second` is that of
-/// the partition's clock.
+/// `tell` gets events as they happen, the report excepted.
 ///
 /// # Errors
-/// As the module says of each step; 7 when the hypervisor's measurement is not the one expected. The partition is
-/// destroyed all the same.
+/// As [`with_partition`]; 2 when the request is refused.
 pub fn run<M: Machine>(
     machine: &M,
     load: &Load<'_>,
     request: &Request,
-    ticks_per_second: u64,
-    cancel: &AtomicBool,
-    tell: &mut dyn FnMut(&Event<'_>),
+    options: &Options<'_>,
+    tell: Tell<'_>,
 ) -> Result<Report> {
+    // Before anything exists.
+    request.to_bytes()?;
+    let (answer, report) = with_partition(machine, load, options, tell, |live| live.ask(request)?)?;
+    Ok(Report { answer: answer.text, stop: answer.stop, ..report })
+}
+
+/// Loads a partition, has `body` use it, ends it, and takes every page back. Returns what `body` did, and the figures.
+///
+/// # Errors
+/// 6 when the host's memory does not suffice, 7 when the hypervisor's measurement is not the one expected, 5 when the
+/// partition fails, and those of `body`. The partition is destroyed all the same.
+pub fn with_partition<M: Machine, T>(
+    machine: &M,
+    load: &Load<'_>,
+    options: &Options<'_>,
+    tell: Tell<'_>,
+    body: impl FnOnce(&mut Live<'_, M>) -> Result<T>,
+) -> Result<(T, Report)> {
     let start = Instant::now();
-    let pieces = load.pieces()?;
-    let request = request.to_bytes()?;
+    let mut pieces = load.pieces()?;
     let before = machine.system_stats()?;
     let id = machine.create(load.image.manifest_bytes())?;
-    let mut front = Front { start, ready_ms: 0.0, first_ms: None, answer: String::new(), done: None, tell };
-
     let result = (|| {
-        let expected = give(machine, load.image, &pieces, cancel, front.tell)?;
-        let measurement = machine.measure()?;
-        if measurement != expected {
-            return Err(Error::new(
-                Code::Integrity,
-                format!("the hypervisor measures {}, expected {}", hex(&measurement), hex(&expected)),
-                "the host's",
-                "something changed the pages while they were given: do not use this host",
-            ));
-        }
-        machine.start()?;
-        (front.tell)(&Event::Status { text: "measured and started; the model is being loaded" });
-        follow(machine, id, &request, cancel, &mut front)?;
-        Ok(measurement)
+        let measurement = prepare(machine, load.image, &pieces, options, tell)?;
+        let (commands, receiver) = channel();
+        let (sender, messages) = sync_channel(BACKLOG);
+        let heap = load.image.region(kind::ZERO, layout::HEAP);
+        let heap_pages = load.heap_bytes.div_ceil(PAGE_SIZE);
+        let heap_end = layout::HEAP + heap_pages * PAGE_SIZE;
+        let heap_room = heap.map_or(0, |heap| heap.page_count.saturating_sub(heap_pages));
+        let is_over = AtomicBool::new(false);
+        let vcpus = load.image.manifest().vcpu_count.min(options.threads).max(1);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..vcpus)
+                .map(|vcpu| {
+                    scope.spawn({
+                        let is_over = &is_over;
+                        move || compute(machine, vcpu, is_over)
+                    })
+                })
+                .collect();
+            let is_over = &is_over;
+            let first = scope.spawn(move || {
+                // The front listens until this thread ends, or does not care any more.
+                let mut pass_on = |message| drop(sender.send(message));
+                let cancel = options.cancel;
+                let talked =
+                    converse(machine, id, layout::SESSION, &receiver, cancel, &mut NoDevices, &mut pass_on);
+                is_over.store(true, Ordering::Relaxed);
+                talked
+            });
+            let report = Report::default();
+            let mut live = Live {
+                machine,
+                commands,
+                messages,
+                tell,
+                options: *options,
+                heap_end,
+                heap_room,
+                chats: false,
+                report,
+            };
+            let done = live.wait_until_ready(start).and_then(|()| body(&mut live));
+            // No more commands: it shuts down.
+            let Live { report, heap_end: grown, commands, messages, .. } = live;
+            drop((commands, messages));
+            let talked = join(first);
+            // What ended the partition is known to the vCPU that saw it.
+            let seen = others.into_iter().filter_map(join).next();
+            let talked = match (talked, seen) {
+                (Err(error), Some(exit)) if error.code == Code::Partition => Err(end(exit)),
+                (talked, _) => talked,
+            };
+            talked
+                .and(done)
+                .map(|done| (done, report, measurement, (heap_end, (grown - heap_end) / PAGE_SIZE)))
+        })
     })();
-    let ended = result.and_then(|measurement| {
+    let ended = result.and_then(|(done, report, measurement, (ipa, pages))| {
         let stats = machine.partition_stats(id)?;
+        pieces.push(Piece { ipa, pages, contents: None, mappable: false });
         // Piece by piece, as a host does that wants its memory back from a partition that is over.
-        for piece in &pieces {
+        for piece in pieces.iter().filter(|piece| piece.pages > 0) {
             machine.recall(piece.ipa, piece.pages)?;
         }
-        Ok((measurement, stats))
+        Ok((done, report, measurement, stats))
     });
     // In every case: pages must not stay with a partition that nobody runs.
     let destroyed = machine.destroy();
-    let (measurement, stats) = ended?;
+    let (done, report, measurement, stats) = ended?;
     destroyed?;
 
     let after = machine.system_stats()?;
-    let done = front.done.ok_or_else(|| Error::protocol("it ended without an answer"))?;
-    let (prompt_tokens, tokens) = (u64::from(done.prompt_tokens), u64::from(done.tokens));
-    let prefill_ms = milliseconds(done.prefill_ticks, ticks_per_second);
-    let decode_ms = milliseconds(done.decode_ticks, ticks_per_second);
-    Ok(Report {
-        stop: match done.stop {
-            0 => "end",
-            1 => "length",
-            _ => "cancelled",
-        },
-        prompt_tokens,
-        tokens,
-        prefill_ms,
-        decode_ms,
-        prefill_tokens_per_s: rate(prompt_tokens, prefill_ms),
-        tokens_per_s: rate(tokens, decode_ms),
-        load_ms: front.ready_ms,
-        ttft_ms: front.first_ms.unwrap_or_else(|| elapsed(start)),
+    let report = Report {
         pages_given: stats.pages_given,
         pages_recalled: after.pages_recalled.wrapping_sub(before.pages_recalled),
         bytes_loaded: pieces.iter().filter_map(|piece| piece.contents).map(|bytes| bytes.len() as u64).sum(),
         world_switches: stats.world_switches,
         blocked_accesses: after.blocked_accesses.wrapping_sub(before.blocked_accesses),
-        npu_jobs: 0,
         measurement: hex(&measurement),
-        answer: front.answer,
-    })
+        ..report
+    };
+    Ok((done, report))
+}
+
+/// Gives everything, measures and starts. Returns the measurement.
+fn prepare<M: Machine>(
+    machine: &M,
+    image: &Image,
+    pieces: &[Piece<'_>],
+    options: &Options<'_>,
+    tell: &mut dyn FnMut(&Event<'_>),
+) -> Result<[u8; MEASUREMENT_SIZE]> {
+    let expected = give(machine, image, pieces, options.cancel, tell)?;
+    let measurement = machine.measure()?;
+    if measurement != expected {
+        return Err(Error::new(
+            Code::Integrity,
+            format!("the hypervisor measures {}, expected {}", hex(&measurement), hex(&expected)),
+            "the host's",
+            "something changed the pages while they were given: do not use this host",
+        ));
+    }
+    machine.start()?;
+    tell(&Event::Status { text: "measured and started; the model is being loaded" });
+    Ok(measurement)
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn elapsed(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1000.0
 }
 
-/// Gives all pieces; returns the measurement to expect.
-fn give<M: Machine>(
-    machine: &M,
-    image: &Image,
-    pieces: &[Piece<'_>],
-    cancel: &AtomicBool,
-    tell: &mut dyn FnMut(&Event<'_>),
-) -> Result<[u8; MEASUREMENT_SIZE]> {
-    let mut measurer = Measurer::new(image.manifest_bytes());
-    let total = pieces.iter().filter_map(|piece| piece.contents).map(|bytes| bytes.len() as u64).sum();
-    let (mut done, mut buffer) = (0, Vec::with_capacity(STEP));
-    for piece in pieces {
-        let Some(contents) = piece.contents else {
-            machine.give(piece.ipa, Contents::Zero(piece.pages), piece.mappable)?;
-            continue;
+/// The vCPU's thread has ended; what it returns says why.
+fn gone() -> Error {
+    Error::protocol("it ended without an answer")
+}
+
+impl<M: Machine> Live<'_, M> {
+    fn wait_until_ready(&mut self, start: Instant) -> Result<()> {
+        let Ok(Message::Ready(ready)) = self.messages.recv() else { return Err(gone()) };
+        self.report.load_ms = elapsed(start);
+        self.chats = ready.features & READY_CHAT != 0;
+        (self.tell)(&Event::Status { text: "the model is loaded" });
+        Ok(())
+    }
+
+    /// Whether [`Form::Turn`] works: the model has a chat template that the partition knows.
+    pub fn chats(&self) -> bool {
+        self.chats
+    }
+
+    /// Tells an event.
+    pub fn tell(&mut self, event: &Event<'_>) {
+        (self.tell)(event);
+    }
+
+    /// Forgets the conversation.
+    ///
+    /// # Errors
+    /// 5 when the partition has ended.
+    pub fn forget(&mut self) -> Result<()> {
+        self.command(Command::Forget)
+    }
+
+    /// Has a request answered. If the heap is too small for it and may grow, it grows.
+    ///
+    /// # Errors
+    /// The outer error ends the partition; the inner one is the request's, and others may follow.
+    pub fn ask(&mut self, request: &Request) -> Result<Result<Answer>> {
+        let bytes = match request.to_bytes() {
+            Ok(bytes) => bytes,
+            Err(error) => return Ok(Err(error)),
         };
-        for (index, bytes) in contents.chunks(STEP).enumerate() {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(interrupted());
-            }
-            let ipa = piece.ipa + (index * STEP) as u64;
-            buffer.clear();
-            buffer.extend_from_slice(bytes);
-            buffer.resize(bytes.len().next_multiple_of(PAGE_SIZE as usize), 0);
-            measurer.pages(ipa, &buffer);
-            machine.give(ipa, Contents::Bytes(&buffer), piece.mappable)?;
-            done += bytes.len() as u64;
-            tell(&Event::Progress { what: "load", done, total });
+        match self.attempt(bytes.clone())? {
+            Err((error, missing)) if missing > 0 && self.options.heap_grows => match self.grow(missing)? {
+                Ok(true) => Ok(self.attempt(bytes)?.map_err(|(error, _)| error)),
+                Ok(false) => Ok(Err(error)),
+                Err(error) => Ok(Err(error)),
+            },
+            result => Ok(result.map_err(|(error, _)| error)),
         }
     }
-    Ok(measurer.finish())
-}
 
-/// What the front knows of the answer.
-struct Front<'a> {
-    start: Instant,
-    ready_ms: f64,
-    first_ms: Option<f64>,
-    answer: String,
-    done: Option<Done>,
-    tell: &'a mut dyn FnMut(&Event<'_>),
-}
+    fn command(&mut self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| gone())
+    }
 
-impl Front<'_> {
-    fn hear(&mut self, message: Message) {
-        match message {
-            Message::Ready(_) => {
-                self.ready_ms = elapsed(self.start);
-                (self.tell)(&Event::Status { text: "the model is loaded" });
+    fn attempt(&mut self, request: Vec<u8>) -> Result<std::result::Result<Answer, (Error, u64)>> {
+        let start = Instant::now();
+        self.command(Command::Ask(request))?;
+        let mut text = String::new();
+        let mut first_ms = None;
+        loop {
+            match self.messages.recv().map_err(|_| gone())? {
+                Message::Ready(_) | Message::Prefilled => {}
+                Message::Token(piece) => {
+                    first_ms.get_or_insert_with(|| elapsed(start));
+                    (self.tell)(&Event::Token { text: &piece });
+                    text.push_str(&piece);
+                }
+                Message::Refused { error, missing } => return Ok(Err((error, missing))),
+                Message::Done(done) => {
+                    let ticks = self.options.ticks_per_second;
+                    let answer = Answer {
+                        text,
+                        stop: match done.stop {
+                            0 => "end",
+                            1 => "length",
+                            _ => "cancelled",
+                        },
+                        prompt_tokens: done.prompt_tokens.into(),
+                        tokens: done.tokens.into(),
+                        prefill_ms: milliseconds(done.prefill_ticks, ticks),
+                        decode_ms: milliseconds(done.decode_ticks, ticks),
+                        first_ms: first_ms.unwrap_or_else(|| elapsed(start)),
+                    };
+                    self.report.add(&answer);
+                    return Ok(Ok(answer));
+                }
             }
-            Message::Prefilled => {}
-            Message::Token(text) => {
-                self.first_ms.get_or_insert_with(|| elapsed(self.start));
-                (self.tell)(&Event::Token { text: &text });
-                self.answer.push_str(&text);
-            }
-            Message::Done(done) => self.done = Some(done),
         }
     }
-}
 
-/// Runs the vCPU in a thread of its own, so that a slow terminal does not hold up the partition.
-fn follow<M: Machine>(
-    machine: &M,
-    id: u16,
-    request: &[u8],
-    cancel: &AtomicBool,
-    front: &mut Front<'_>,
-) -> Result<()> {
-    let (sender, receiver) = sync_channel(BACKLOG);
-    std::thread::scope(|scope| {
-        let vcpu = scope.spawn(move || {
-            // The front listens until this thread ends.
-            converse(machine, id, layout::SESSION, request, cancel, &mut |message| drop(sender.send(message)))
-        });
-        receiver.iter().for_each(|message| front.hear(message));
-        vcpu.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    /// Gives the heap at least so many bytes more. False: the image does not allow as much.
+    fn grow(&mut self, bytes: u64) -> Result<Result<bool>> {
+        // A whole step: the next lack costs a request of its own.
+        let pages = bytes.div_ceil(PAGE_SIZE).next_multiple_of(STEP_PAGES).min(self.heap_room);
+        if pages < bytes.div_ceil(PAGE_SIZE) {
+            return Ok(Ok(false));
+        }
+        if let Err(error) = self.machine.give(self.heap_end, Contents::Zero(pages), false) {
+            // What was given before it failed comes back when the partition is destroyed.
+            self.heap_room = 0;
+            return Ok(Err(error.into()));
+        }
+        self.heap_end += pages * PAGE_SIZE;
+        self.heap_room -= pages;
+        self.command(Command::Grow)?;
+        Ok(Ok(true))
+    }
 }
 
 #[cfg(test)]
@@ -321,8 +396,9 @@ mod tests {
     use super::*;
     use crate::fake::Fake;
     use crate::image::tests::{elf, manifest};
+    use crate::load::STEP;
     use crate::machine::Exit;
-    use hyp_abi::session::{Ready, frame};
+    use hyp_abi::session::{Done, Failure, Ready, SESSION_PAGES, failure, frame};
     use nix::errno::Errno;
 
     fn image() -> Image {
@@ -332,7 +408,14 @@ mod tests {
     }
 
     fn request() -> Request {
-        Request { prompt: "wake me".into(), max_tokens: 9, context: 0, temperature: 0.5, seed: 3, raw: true }
+        Request {
+            prompt: "wake me".into(),
+            max_tokens: 9,
+            context: 0,
+            temperature: 0.5,
+            seed: 3,
+            form: Form::Raw,
+        }
     }
 
     fn answering(fake: &Fake) -> Exit {
@@ -343,15 +426,7 @@ mod tests {
         fake.say(frame::PREFILLED, &[]);
         fake.say(frame::TOKEN, b"at ");
         fake.say(frame::TOKEN, b"six");
-        let done = Done {
-            prompt_tokens: 30,
-            tokens: 2,
-            prefill_ticks: 500,
-            decode_ticks: 100,
-            stop: 1,
-            reserved: 0,
-        };
-        fake.say(frame::DONE, done.as_bytes());
+        fake.say(frame::DONE, done(2).as_bytes());
         assert_eq!(fake.wait_for_frame().0, frame::SHUTDOWN);
         Exit::Finished(0)
     }
@@ -360,10 +435,128 @@ mod tests {
         let image = image();
         let load = Load { image: &image, model, heap_bytes: 100_000 };
         let mut events = Vec::new();
-        let result = run(fake, &load, &request(), 1000, &AtomicBool::new(cancel), &mut |event| {
+        let cancel = AtomicBool::new(cancel);
+        let result = run(fake, &load, &request(), &options(&cancel), &mut |event| {
             events.push(String::from_utf8(event.line()).unwrap());
         });
         (result, events)
+    }
+
+    fn options(cancel: &AtomicBool) -> Options<'_> {
+        Options { ticks_per_second: 1000, threads: 1, heap_grows: true, cancel }
+    }
+
+    fn done(tokens: u32) -> Done {
+        Done { prompt_tokens: 30, tokens, prefill_ticks: 500, decode_ticks: 100, stop: 1, reserved: 0 }
+    }
+
+    #[test]
+    fn a_session_answers_many_requests_and_its_figures_are_theirs_together() {
+        let fake = Fake::new(|fake: &Fake| {
+            fake.share_session();
+            fake.say(frame::READY, Ready { features: READY_CHAT, ..Ready::default() }.as_bytes());
+            for text in ["one", "two"] {
+                assert_eq!(fake.wait_for_frame().0, frame::REQUEST);
+                fake.say(frame::TOKEN, text.as_bytes());
+                fake.say(frame::DONE, done(2).as_bytes());
+            }
+            assert_eq!(fake.wait_for_frame().0, frame::RESET);
+            assert_eq!(fake.wait_for_frame().0, frame::REQUEST);
+            let failure = Failure { code: failure::REQUEST, ..Failure::default() };
+            fake.say(frame::ERROR, &[failure.as_bytes(), b"no"].concat());
+            assert_eq!(fake.wait_for_frame().0, frame::SHUTDOWN);
+            Exit::Finished(0)
+        });
+        let (image, cancel) = (image(), AtomicBool::new(false));
+        let load = Load { image: &image, model: &[1; 5000], heap_bytes: 100_000 };
+        let (answers, report) = with_partition(&fake, &load, &options(&cancel), &mut |_| {}, |live| {
+            assert!(live.chats());
+            let answers = [live.ask(&request())?.unwrap().text, live.ask(&request())?.unwrap().text];
+            live.forget()?;
+            assert_eq!(live.ask(&request())?.unwrap_err().code, Code::Usage);
+            let long = Request { prompt: "x".repeat(MAX_FRAME), ..request() };
+            assert_eq!(live.ask(&long)?.unwrap_err().code, Code::Usage);
+            Ok(answers)
+        })
+        .unwrap();
+        assert_eq!(answers, ["one", "two"]);
+        assert_eq!((report.requests, report.prompt_tokens, report.tokens), (2, 60, 4));
+        assert_eq!((report.decode_ms, report.tokens_per_s), (200.0, 20.0));
+        assert_eq!(report.pages_given, report.pages_recalled);
+        assert!(fake.is_gone());
+    }
+
+    /// A partition that lacks `missing` bytes for its request, and what becomes of it.
+    fn growing(missing: u64, heap_grows: bool, refuse_give: bool) -> (Result<Report>, Fake) {
+        let fake = Fake::new(move |fake: &Fake| {
+            fake.share_session();
+            fake.say(frame::READY, Ready::default().as_bytes());
+            assert_eq!(fake.wait_for_frame().0, frame::REQUEST);
+            let failure = Failure { code: failure::MEMORY, reserved: 0, bytes: missing };
+            fake.say(frame::ERROR, &[failure.as_bytes(), b"too little"].concat());
+            let (kind, _) = fake.wait_for_frame();
+            if kind == frame::SHUTDOWN {
+                return Exit::Finished(0);
+            }
+            assert_eq!(kind, frame::GROW);
+            assert_eq!(fake.wait_for_frame().0, frame::REQUEST);
+            fake.say(frame::DONE, done(0).as_bytes());
+            assert_eq!(fake.wait_for_frame().0, frame::SHUTDOWN);
+            Exit::Finished(0)
+        });
+        if refuse_give {
+            fake.fail_give(layout::HEAP + 25 * PAGE_SIZE, Errno::ENOMEM);
+        }
+        let (image, cancel) = (image(), AtomicBool::new(false));
+        let load = Load { image: &image, model: &[1; 5000], heap_bytes: 100_000 };
+        let options = Options { heap_grows, ..options(&cancel) };
+        let result = run(&fake, &load, &request(), &options, &mut |_| {});
+        assert!(fake.is_gone());
+        (result, fake)
+    }
+
+    #[test]
+    fn the_heap_grows_while_the_partition_runs() {
+        let (report, _) = growing(1 << 20, true, false);
+        let report = report.unwrap();
+        assert_eq!(report.pages_given, 2 + 1 + 25 + SESSION_PAGES + 2 + 512);
+        assert_eq!(report.pages_recalled, report.pages_given);
+        // A fixed heap, more than the region holds, a lack that is not known.
+        for (missing, grows) in [(1 << 20, false), (5 << 30, true), (0, true)] {
+            assert_eq!(growing(missing, grows, false).0.unwrap_err().code, Code::Partition);
+        }
+        assert_eq!(growing(1 << 20, true, true).0.unwrap_err().code, Code::HostMemory);
+    }
+
+    #[test]
+    fn every_vcpu_has_a_thread_and_a_crash_of_any_ends_the_run() {
+        let mut several = manifest();
+        several.vcpu_count = 4;
+        let image = Image::parse(&elf(several.as_bytes(), &[(layout::IMAGE, 64, &[])])).unwrap();
+        let cancel = AtomicBool::new(false);
+        let load = Load { image: &image, model: &[1; 5000], heap_bytes: 4096 };
+        let go = |fake: &Fake, threads| {
+            let options = Options { threads, ..options(&cancel) };
+            run(fake, &load, &request(), &options, &mut |_| {})
+        };
+        for (threads, vcpus) in [(3, 3), (9, 4), (0, 1)] {
+            let fake = Fake::new(move |fake: &Fake| {
+                while fake.vcpus_seen() < vcpus {
+                    fake.come_out(Exit::Slice);
+                }
+                answering(fake)
+            });
+            assert!(go(&fake, threads).is_ok());
+            assert_eq!(fake.vcpus_seen(), vcpus);
+        }
+        let fake = Fake::new(|fake: &Fake| {
+            loop {
+                fake.come_out(Exit::Slice);
+            }
+        });
+        fake.crash_other(Exit::Crashed(4, [0, 0]));
+        assert!(go(&fake, 2).unwrap_err().what.contains("SError"));
+        assert!(fake.is_gone());
     }
 
     #[test]
@@ -431,7 +624,7 @@ mod tests {
         let fake = Fake::new(|_: &Fake| unreachable!("it is not created"));
         let cancel = AtomicBool::new(false);
         let run = |load: &Load<'_>, request: &Request| {
-            run(&fake, load, request, 1000, &cancel, &mut |_| {}).unwrap_err()
+            run(&fake, load, request, &options(&cancel), &mut |_| {}).unwrap_err()
         };
         let load = Load { image: &image, model: &[1], heap_bytes: 4096 };
         let error = run(&Load { heap_bytes: (4 << 30) + 1, ..load }, &request());

@@ -1,19 +1,23 @@
 //! The `flexserve` command.
 
-use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use clap::Parser;
 use flexserve::cli::{Cli, Command, RunArgs, Seed, random_seed};
 use flexserve::device::Device;
-use flexserve::error::{Code, Error, Result};
+use flexserve::error::{Code, Result};
+use flexserve::events::Event;
 use flexserve::image::Image;
+use flexserve::interactive::{
+    HOW_TO_END, Interrupts, PROMPT, RawInput, converse, lines_of_json, lines_of_text,
+};
+use flexserve::load::Load;
 use flexserve::machine::Machine;
 use flexserve::output::{Mode, Output};
 use flexserve::report::{Report, hex};
-use flexserve::vmm::{Load, Request, run};
+use flexserve::vmm::{Form, Live, Options, Request, run, with_partition};
 use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
 use hyp_abi::ffa;
 use hyp_abi::service::INFO_FAULT_KNOBS;
@@ -21,8 +25,8 @@ use hyp_abi::stats::{Cost, PartitionStats, state};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 
-/// The user wants the run to end.
-static CANCEL: AtomicBool = AtomicBool::new(false);
+/// What the user's Ctrl-C means.
+static INTERRUPTS: Interrupts = Interrupts::new();
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -66,21 +70,17 @@ fn answer(args: &RunArgs) -> ExitCode {
 
 fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
     let path = model::find(args.model(), Path::new(MODELS_PATH))?;
-    let prompt = match &args.prompt {
-        Some(prompt) => prompt.clone(),
-        None => prompt_from_input()?,
-    };
     let seed = match args.seed {
         Seed::Fixed(seed) => seed,
         Seed::Random => random_seed()?,
     };
     let request = Request {
-        prompt,
+        prompt: args.prompt.clone().unwrap_or_default(),
         max_tokens: args.max_tokens,
         context: args.context,
         temperature: args.temperature,
         seed,
-        raw: args.raw,
+        form: if args.raw { Form::Raw } else { Form::Independent },
     };
     // What is wrong on this side is said before the hypervisor is asked.
     request.to_bytes()?;
@@ -98,27 +98,33 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
         None => heap::needed(model.bytes(), args.context)?,
     };
     let load = Load { image: &image, model: model.bytes(), heap_bytes };
-    run(&device, &load, &request, info.ticks_per_second, &CANCEL, &mut |event| {
+    let options = Options {
+        ticks_per_second: info.ticks_per_second,
+        threads: args.threads.unwrap_or_else(online_cpus),
+        heap_grows: args.mem_heap.is_none(),
+        cancel: &INTERRUPTS.cancel,
+    };
+    let mut tell = |event: &Event<'_>| {
         if !output.event(event) {
-            CANCEL.store(true, Ordering::Relaxed);
+            INTERRUPTS.cancel.store(true, Ordering::Relaxed);
+            INTERRUPTS.is_deaf.store(true, Ordering::Relaxed);
         }
-    })
-}
-
-fn prompt_from_input() -> Result<String> {
-    let mut prompt = String::new();
-    let input = std::io::stdin();
-    if input.is_terminal() {
-        eprintln!("prompt, ended by Ctrl-D:");
+    };
+    if args.prompt.is_some() {
+        return run(&device, &load, &request, &options, &mut tell);
     }
-    input
-        .lock()
-        .read_to_string(&mut prompt)
-        .map_err(|error| Error::usage(format!("the prompt on standard input: {error}"), "use -p"))?;
-    Ok(prompt)
+    let _raw = args.json_events.then(RawInput::new);
+    let lines = if args.json_events { lines_of_json(&INTERRUPTS) } else { lines_of_text() };
+    let session = |live: &mut Live<'_, Device>| converse(live, &request, &lines, &INTERRUPTS);
+    with_partition(&device, &load, &options, &mut tell, session).map(|((), report)| report)
 }
 
-/// The first Ctrl-C ends the answer, the second one the process; the module cleans up after either.
+fn online_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+}
+
+/// Ctrl-C ends the answer, a second one before that is done the process; the module cleans up after either. At the prompt of
+/// a session it says how to end that.
 fn cancel_on_interrupt() {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -126,7 +132,9 @@ fn cancel_on_interrupt() {
     if signals.thread_block().is_ok() {
         std::thread::spawn(move || {
             while signals.wait().is_ok() {
-                if CANCEL.swap(true, Ordering::Relaxed) {
+                if INTERRUPTS.is_waiting.load(Ordering::Relaxed) {
+                    eprint!("\n{HOW_TO_END}\n{PROMPT}");
+                } else if INTERRUPTS.cancel.swap(true, Ordering::Relaxed) {
                     std::process::exit(i32::from(Code::Interrupted as u8));
                 }
             }
