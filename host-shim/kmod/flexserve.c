@@ -6,18 +6,26 @@
  * A given page stays allocated until the hypervisor has returned it, because Linux would otherwise reuse memory that
  * it cannot touch. A page that the hypervisor does not return is leaked on purpose, and counted.
  *
- * Locks: flex_vm.sem, then rxtx_lock. sem is held shared by RUN and mmap, exclusively by whatever changes the
- * partition or its pages. mmap only tries it, since it comes with mmap_lock held, which GIVE takes inside.
+ * Locks: flex_vm.sem, then flex_vm.work, then rxtx_lock. sem is held shared by what may happen while a vCPU runs,
+ * exclusively by what may not; work by all but RUN, INFO and mmap. mmap only tries sem, since it comes with mmap_lock
+ * held, which GIVE takes inside.
+ *
+ * The hypervisor signals by an interrupt that a vCPU may have something to do. It is a hint: sleeping vCPUs are looked
+ * at ten times a second anyway.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <asm/arch_timer.h>
 #include <linux/arm-smccc.h>
+#include <linux/cpuhotplug.h>
 #include <linux/delay.h>
 #include <linux/hrtimer.h>
+#include <linux/interrupt.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/of.h>
+#include <linux/of_irq.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
@@ -31,6 +39,8 @@
 #define FFA_SUCCESS 0x84000061
 #define FFA_INTERRUPT 0x84000062
 #define FFA_VERSION 0x84000063
+#define FFA_FEATURES 0x84000064
+#define FEATURE_SCHEDULE_RECEIVER 2
 #define FFA_RX_RELEASE 0x84000065
 #define FFA_RXTX_MAP 0xC4000066
 #define FFA_RXTX_UNMAP 0x84000067
@@ -44,7 +54,7 @@
 enum { OP_INFO, OP_TABLES_GIVE, OP_TABLES_RECALL };
 enum { OP_CREATE = 0x10, OP_GIVE, OP_MEASURE, OP_START, OP_STOP, OP_RECALL, OP_DESTROY, OP_STATS };
 enum { OP_LOG = 0x30 };
-enum { NOT_SUPPORTED = -1, NO_MEMORY = -3, ABORTED = -8 };
+enum { NOT_SUPPORTED = -1, NO_MEMORY = -3, DENIED = -6, ABORTED = -8 };
 
 #define STEP_PAGES 512
 #define MAX_RANGES 256
@@ -64,9 +74,10 @@ static_assert(PAGE_SIZE == MAX_RANGES * sizeof(struct flex_range));
 
 struct flex_vm {
 	struct rw_semaphore sem;
-	wait_queue_head_t wait;		/* vCPUs that sleep until a deadline */
+	struct mutex work;		/* guards batch and list */
 	bool ending;			/* RUN must come out */
 	bool used;			/* CREATE succeeded once */
+	bool started;
 	u16 id;				/* 0: no partition */
 	struct xarray pages;		/* IPA / PAGE_SIZE -> given page; PageOffline unless mappable */
 	struct page *batch[STEP_PAGES];
@@ -75,7 +86,10 @@ struct flex_vm {
 
 static u64 flex_info[6];		/* the first outputs of FLEXSERVE_INFO */
 static atomic64_t partitions, pages_held, tables_held, pages_leaked;
-static atomic_t open_count;
+static atomic_t open_count, signals;
+static DECLARE_WAIT_QUEUE_HEAD(sleepers);	/* threads of vCPUs */
+static DEFINE_PER_CPU(int, flex_cookie);
+static int flex_irq, flex_online;	/* 0: the hypervisor does not signal */
 static DEFINE_MUTEX(rxtx_lock);		/* guards all below */
 static struct flex_range *rx, *tx;
 static struct page *table_pages[MAX_RANGES];
@@ -318,31 +332,36 @@ static int flex_give(struct flex_vm *vm, struct flexserve_request *req)
 
 static int flex_measure(struct flex_vm *vm, struct flexserve_request *req)
 {
+	u64 left, steps = req->in[0] ?: U64_MAX;
 	int ret;
 
 	do {
 		cond_resched();
 		ret = fatal_signal_pending(current) ? -EINTR : flex_call(vm, req, OP_MEASURE, vm->id, 0, 0, 0);
-	} while (!ret && req->out[0]);
-	if (!ret)
+		left = req->out[0];
+	} while (!ret && left && --steps);
+	if (!ret && !left)
 		memcpy(req->out, vm->list, MEASUREMENT_SIZE);
+	req->out[6] = left;
 	return ret;
 }
 
-/* Sleeps until a value of the virtual counter, for a while at most. False: a signal came. */
-static bool flex_sleep(struct flex_vm *vm, u64 until, u64 end)
+/* Sleeps until a value of the virtual counter or the next signal, for a while at most. False: a Unix signal came. */
+static bool flex_sleep(struct flex_vm *vm, u64 until, u64 end, int seen)
 {
-	s64 ticks = until - arch_timer_read_counter(), hz = flex_info[5];
+	s64 hz = flex_info[5], ticks = until == U64_MAX ? hz : until - arch_timer_read_counter();
 	s64 time = div64_s64(clamp(ticks, 0, hz / SLEEPS_PER_SECOND) * NSEC_PER_SEC, hz);
 
 	time = min_t(s64, time, end - ktime_get_ns());
-	return time <= 0 || wait_event_interruptible_hrtimeout(vm->wait, READ_ONCE(vm->ending), time) != -ERESTARTSYS;
+	return time <= 0 || wait_event_interruptible_hrtimeout(sleepers, READ_ONCE(vm->ending) ||
+							       atomic_read(&signals) != seen, time) != -ERESTARTSYS;
 }
 
 static int flex_run(struct flex_vm *vm, struct flexserve_request *req)
 {
 	u64 end = ktime_get_ns() + (req->in[1] && req->in[1] < KTIME_MAX / 2 ? req->in[1] : KTIME_MAX / 2);
 	struct arm_smccc_1_2_regs regs;
+	int seen;
 
 	if (req->in[0] > U16_MAX)
 		return -EINVAL;
@@ -353,11 +372,15 @@ static int flex_run(struct flex_vm *vm, struct flexserve_request *req)
 			req->out[0] = READ_ONCE(vm->ending) ? FLEXSERVE_EXIT_STOPPED : FLEXSERVE_EXIT_SLICE;
 			return 0;
 		}
+		seen = atomic_read(&signals);	/* before it comes out, so that none is missed */
 		regs = flex_smc(FFA_RUN, (u32)vm->id << 16 | req->in[0], 0, 0);
 		if ((u32)regs.a0 == FFA_INTERRUPT)
 			continue;
-		if ((u32)regs.a0 == FFA_YIELD && regs.a4 == FLEXSERVE_EXIT_TIMER && regs.a5 != U64_MAX) {
-			if (!flex_sleep(vm, regs.a5, end))
+		/* Off; a partition that ended answers otherwise. */
+		if ((u32)regs.a0 == FFA_ERROR && (s32)regs.a2 == DENIED && vm->started)
+			regs = (struct arm_smccc_1_2_regs){ .a0 = FFA_YIELD, .a4 = FLEXSERVE_EXIT_TIMER, .a5 = U64_MAX };
+		if ((u32)regs.a0 == FFA_YIELD && regs.a4 == FLEXSERVE_EXIT_TIMER) {
+			if (!flex_sleep(vm, regs.a5, end, seen))
 				return -EINTR;
 			continue;
 		}
@@ -368,6 +391,14 @@ static int flex_run(struct flex_vm *vm, struct flexserve_request *req)
 		/* Ends that RUN reports; a partition that ended before has no reason any more. */
 		return req->status == ABORTED && regs.a4 >= FLEXSERVE_EXIT_FINISHED ? 0 : flex_errno(req->status) ?: -EIO;
 	}
+}
+
+static int flex_start(struct flex_vm *vm, struct flexserve_request *req)
+{
+	int ret = flex_call(vm, req, OP_START, vm->id, 0, 0, 0);
+
+	vm->started |= !ret;
+	return ret;
 }
 
 static int flex_recall(struct flex_vm *vm, struct flexserve_request *req)
@@ -453,7 +484,7 @@ static int flex_handle(struct flex_vm *vm, unsigned int command, struct flexserv
 	case FLEXSERVE_CREATE:	return flex_create(vm, req);
 	case FLEXSERVE_GIVE:	return flex_give(vm, req);
 	case FLEXSERVE_MEASURE:	return flex_measure(vm, req);
-	case FLEXSERVE_START:	return flex_call(vm, req, OP_START, vm->id, 0, 0, 0);
+	case FLEXSERVE_START:	return flex_start(vm, req);
 	case FLEXSERVE_STOP:	return flex_call(vm, req, OP_STOP, vm->id, 0, 0, 0);
 	case FLEXSERVE_RECALL:	return flex_recall(vm, req);
 	case FLEXSERVE_DESTROY:	return flex_destroy(vm, req);
@@ -463,7 +494,8 @@ static int flex_handle(struct flex_vm *vm, unsigned int command, struct flexserv
 
 static long flex_ioctl(struct file *file, unsigned int command, unsigned long address)
 {
-	bool shared = command == FLEXSERVE_INFO || command == FLEXSERVE_RUN;
+	bool runs = command == FLEXSERVE_INFO || command == FLEXSERVE_RUN;
+	bool shared = runs || command == FLEXSERVE_GIVE || command == FLEXSERVE_STATS;
 	struct flex_vm *vm = file->private_data;
 	struct flexserve_request req;
 	int ret = 0;
@@ -477,14 +509,20 @@ static long flex_ioctl(struct file *file, unsigned int command, unsigned long ad
 	req.status = 0;
 	if (command == FLEXSERVE_STOP || command == FLEXSERVE_DESTROY) {
 		WRITE_ONCE(vm->ending, true);
-		wake_up_all(&vm->wait);
+		wake_up_all(&sleepers);
 		ret = down_write_killable(&vm->sem);
 	} else if (!(shared ? down_read_trylock(&vm->sem) : down_write_trylock(&vm->sem))) {
 		ret = -EBUSY;	/* rather than wait for a RUN, which may last for ever */
 	}
 	if (ret)
 		return ret;
-	ret = flex_handle(vm, command, &req);
+	if (!runs)
+		ret = mutex_lock_killable(&vm->work);
+	if (!ret) {
+		ret = flex_handle(vm, command, &req);
+		if (!runs)
+			mutex_unlock(&vm->work);
+	}
 	if (shared)
 		up_read(&vm->sem);
 	else
@@ -519,7 +557,7 @@ static int flex_open(struct inode *inode, struct file *file)
 	if (!vm)
 		return -ENOMEM;
 	init_rwsem(&vm->sem);
-	init_waitqueue_head(&vm->wait);
+	mutex_init(&vm->work);
 	xa_init(&vm->pages);
 	file->private_data = vm;
 	atomic_inc(&open_count);
@@ -564,6 +602,54 @@ static void flex_unmap(void)
 		pr_err("the hypervisor keeps the message buffers\n");
 }
 
+static irqreturn_t flex_signal(int irq, void *cookie)
+{
+	atomic_inc(&signals);
+	wake_up_all(&sleepers);
+	return IRQ_HANDLED;
+}
+
+static int flex_cpu_up(unsigned int cpu)
+{
+	enable_percpu_irq(flex_irq, IRQ_TYPE_NONE);
+	return 0;
+}
+
+static int flex_cpu_down(unsigned int cpu)
+{
+	disable_percpu_irq(flex_irq);
+	return 0;
+}
+
+static void flex_irq_exit(void)
+{
+	if (flex_online > 0)
+		cpuhp_remove_state(flex_online);
+	if (flex_irq > 0) {
+		free_percpu_irq(flex_irq, &flex_cookie);
+		irq_dispose_mapping(flex_irq);
+	}
+}
+
+/* Takes the schedule receiver interrupt, an SGI. Without it sleeping vCPUs are looked at now and then. */
+static void __init flex_irq_init(void)
+{
+	struct arm_smccc_1_2_regs regs = flex_smc(FFA_FEATURES, FEATURE_SCHEDULE_RECEIVER, 0, 0);
+	struct of_phandle_args args = { .args_count = 1, .args = { regs.a2 } };
+
+	args.np = (u32)regs.a0 == FFA_SUCCESS ? of_find_compatible_node(NULL, NULL, "arm,gic-v3") : NULL;
+	if (!args.np)
+		return;
+	flex_irq = irq_create_of_mapping(&args);
+	of_node_put(args.np);
+	if (flex_irq > 0 && request_percpu_irq(flex_irq, flex_signal, KBUILD_MODNAME, &flex_cookie)) {
+		irq_dispose_mapping(flex_irq);
+		flex_irq = 0;
+	}
+	if (flex_irq > 0)
+		flex_online = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "flexserve:online", flex_cpu_up, flex_cpu_down);
+}
+
 static int __init flex_init(void)
 {
 	/* Where PSCI uses HVC or nothing, an SMC is undefined. */
@@ -586,11 +672,13 @@ static int __init flex_init(void)
 	flex_info[0] = FLEXSERVE_API_VERSION;
 	flex_info[1] = version;
 	ret = flex_errno(flex_message(flex_info + 2, OP_INFO, 0, 0, 0));
+	flex_irq_init();
 	/* The same major version, and a clock to sleep by. */
 	if (!ret)
 		ret = flex_info[2] >> 16 != 1 || flex_info[5] < SLEEPS_PER_SECOND ? -EPROTO : misc_register(&flex_device);
 	if (ret) {
 		pr_err("FF-A 0x%x without a flexserve service that this module knows (%d)\n", version, ret);
+		flex_irq_exit();
 		flex_unmap();
 	}
 	return ret;
@@ -599,6 +687,7 @@ static int __init flex_init(void)
 static void __exit flex_exit(void)
 {
 	misc_deregister(&flex_device);
+	flex_irq_exit();
 	if (atomic64_read(&tables_held))
 		pr_err("%lld table pages stay with the hypervisor\n", atomic64_read(&tables_held));
 	flex_unmap();

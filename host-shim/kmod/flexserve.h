@@ -44,12 +44,13 @@ struct flexserve_request {
 /* Statistics. in: 0 for the system or the id of any partition, address and bytes of a buffer. out: bytes written. */
 #define FLEXSERVE_STATS FLEXSERVE_IOC(1)
 /*
- * Runs a vCPU in this thread until it needs user space, the time is over, or a signal comes (EINTR). in: vCPU,
- * nanoseconds to stay at most (0: no limit). out: reason, then details as hyp/abi run_exit says.
+ * Runs a vCPU in this thread until it needs user space, the time is over, or a signal comes (EINTR). A vCPU that sleeps or
+ * is off (of a partition that was started) is waited for inside. in: vCPU, nanoseconds to stay at most (0: no limit).
+ * out: reason, then details as hyp/abi run_exit says. Any number of threads may run different vCPUs at once.
  */
 #define FLEXSERVE_RUN FLEXSERVE_IOC(2)
 #define FLEXSERVE_EXIT_KICK 1
-#define FLEXSERVE_EXIT_TIMER 2		/* sleeps without a deadline; others are slept inside RUN */
+#define FLEXSERVE_EXIT_TIMER 2		/* not seen: slept inside RUN */
 #define FLEXSERVE_EXIT_WAITING 3
 #define FLEXSERVE_EXIT_FINISHED 4
 #define FLEXSERVE_EXIT_CRASHED 5
@@ -59,11 +60,15 @@ struct flexserve_request {
 #define FLEXSERVE_CREATE FLEXSERVE_IOC(3)
 /*
  * Gives newly allocated pages at ascending IPAs, all in one region of the manifest. in: IPA of the first, pages,
- * address of their contents (4096 bytes each) or 0 for zero pages, flags. out: pages given, also on error.
+ * address of their contents (4096 bytes each) or 0 for zero pages, flags. out: pages given, also on error. Zero pages
+ * may be given while vCPUs run, as far as the hypervisor allows it.
  */
 #define FLEXSERVE_GIVE FLEXSERVE_IOC(4)
 #define FLEXSERVE_GIVE_MAPPABLE 1	/* mmap may map them: for regions that the partition shares */
-/* Measures all that was given; afterwards nothing more can be given. out: SHA-384 in the first 48 bytes. */
+/*
+ * Measures what was given; afterwards no contents can be given. in: most steps of a few pages (0: all of them). out: if
+ * out[6], the pages left, is 0, the SHA-384 in the first 48 bytes; else call again.
+ */
 #define FLEXSERVE_MEASURE FLEXSERVE_IOC(5)
 /* Makes a measured partition runnable. */
 #define FLEXSERVE_START FLEXSERVE_IOC(6)

@@ -12,12 +12,14 @@ use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::error::{Code, Error, Result};
-use crate::machine::{CallError, Contents, Exit, Machine};
+use crate::machine::{CallError, Contents, Exit, Machine, Measured};
 use crate::sys::{self, Command, SessionMap};
 use crate::virtio;
 
 /// FLEXSERVE_API_VERSION that this program knows.
 const API_VERSION: u64 = 1;
+/// Steps of a measurement between two reports of progress: 8 MiB.
+const MEASURE_STEPS: u64 = 64;
 /// FLEXSERVE_EXIT_SLICE.
 const EXIT_SLICE: u64 = 0x100;
 
@@ -156,11 +158,14 @@ impl Machine for Device {
         self.call(command).map(drop)
     }
 
-    fn measure(&self) -> std::result::Result<[u8; MEASUREMENT_SIZE], CallError> {
-        let out = self.call(Command::Measure)?;
+    fn measure(&self) -> std::result::Result<Measured, CallError> {
+        let out = self.call(Command::Measure { steps: MEASURE_STEPS })?;
+        if out[6] > 0 {
+            return Ok(Measured::Left(out[6]));
+        }
         let mut measurement = [0; MEASUREMENT_SIZE];
         measurement.copy_from_slice(&out.as_bytes()[..MEASUREMENT_SIZE]);
-        Ok(measurement)
+        Ok(Measured::Whole(measurement))
     }
 
     fn start(&self) -> std::result::Result<(), CallError> {

@@ -27,7 +27,7 @@ pub enum Event<'a> {
     },
     /// Progress of long work.
     Progress {
-        /// What is going on: `load`.
+        /// What is going on: `load`, `measure`.
         what: &'a str,
         /// How much is done.
         done: u64,

@@ -20,7 +20,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use sha2::{Digest, Sha384};
 use zerocopy::{FromBytes, FromZeros};
 
-use crate::machine::{CallError, Contents, Exit, Machine};
+use crate::machine::{CallError, Contents, Exit, Machine, Measured};
 use crate::sys::SessionMap;
 
 /// What the partition does; returns how it ends.
@@ -59,6 +59,7 @@ struct State {
     /// Bits of vCPUs that were entered.
     vcpus: u32,
     crash_other: Option<Exit>,
+    measure_calls: u32,
 }
 
 impl Fake {
@@ -242,8 +243,12 @@ impl Machine for Fake {
         Ok(())
     }
 
-    fn measure(&self) -> Result<[u8; MEASUREMENT_SIZE], CallError> {
+    fn measure(&self) -> Result<Measured, CallError> {
         let mut state = self.in_phase("MEASURE", &[state::CREATED])?;
+        if state.measure_calls < 2 {
+            state.measure_calls += 1;
+            return Ok(Measured::Left(2 - u64::from(state.measure_calls)));
+        }
         let (manifest, bytes) = state.manifest.as_ref().unwrap();
         let mut hash = Sha384::new();
         hash.update(MEASURE_LABEL);
@@ -261,7 +266,7 @@ impl Machine for Fake {
         measurement[0] ^= u8::from(state.corrupt);
         state.measurement = Some(measurement);
         state.phase = state::MEASURED;
-        Ok(measurement)
+        Ok(Measured::Whole(measurement))
     }
 
     fn start(&self) -> Result<(), CallError> {

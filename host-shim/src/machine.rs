@@ -30,12 +30,21 @@ pub enum Contents<'a> {
     Bytes(&'a [u8]),
 }
 
+/// How far a measurement got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measured {
+    /// So many pages are left: measure again.
+    Left(u64),
+    /// It is whole.
+    Whole([u8; MEASUREMENT_SIZE]),
+}
+
 /// Why a vCPU came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// The partition wants the host to look at the session.
     Kick,
-    /// It sleeps without a deadline.
+    /// It sleeps; the module waited for a while.
     Sleep,
     /// It waits for a message.
     Waiting,
@@ -60,8 +69,8 @@ pub trait Machine: Sync {
     fn create(&self, manifest: &[u8]) -> Result<u16, CallError>;
     /// Gives pages at ascending IPAs; `mappable` for those of the session.
     fn give(&self, ipa: u64, contents: Contents<'_>, mappable: bool) -> Result<(), CallError>;
-    /// Measures what was given.
-    fn measure(&self) -> Result<[u8; MEASUREMENT_SIZE], CallError>;
+    /// Measures a part of what was given.
+    fn measure(&self) -> Result<Measured, CallError>;
     /// Makes the partition runnable.
     fn start(&self) -> Result<(), CallError>;
     /// Runs a vCPU for at most so many nanoseconds.

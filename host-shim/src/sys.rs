@@ -73,7 +73,10 @@ pub enum Command<'a> {
         mappable: bool,
     },
     /// FLEXSERVE_MEASURE.
-    Measure,
+    Measure {
+        /// Most steps; 0: all.
+        steps: u64,
+    },
     /// FLEXSERVE_START.
     Start,
     /// FLEXSERVE_STOP.
@@ -107,7 +110,7 @@ impl Command<'_> {
             Command::Run { .. } => ("RUN", 2),
             Command::Create { .. } => ("CREATE", 3),
             Command::GiveZero { .. } | Command::GiveBytes { .. } => ("GIVE", 4),
-            Command::Measure => ("MEASURE", 5),
+            Command::Measure { .. } => ("MEASURE", 5),
             Command::Start => ("START", 6),
             Command::Stop => ("STOP", 7),
             Command::Recall { .. } => ("RECALL", 8),
@@ -118,7 +121,8 @@ impl Command<'_> {
 
     fn input(&mut self) -> [u64; 4] {
         match self {
-            Command::Info | Command::Measure | Command::Start | Command::Stop | Command::Destroy => [0; 4],
+            Command::Info | Command::Start | Command::Stop | Command::Destroy => [0; 4],
+            Command::Measure { steps } => [*steps, 0, 0, 0],
             Command::Stats { id, buffer } => {
                 [u64::from(*id), buffer.as_mut_ptr() as u64, buffer.len() as u64, 0]
             }
@@ -291,7 +295,7 @@ mod tests {
             Command::Run { vcpu: 0, nanoseconds: 0 },
             Command::Create { manifest: &[] },
             Command::GiveZero { ipa: 0, pages: 0, mappable: false },
-            Command::Measure,
+            Command::Measure { steps: 0 },
             Command::Start,
             Command::Stop,
             Command::Recall { ipa: 0, pages: 0 },

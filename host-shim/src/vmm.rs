@@ -18,9 +18,9 @@ use crate::error::{Code, Error, Result};
 use crate::events::Event;
 use crate::image::Image;
 use crate::load::{Load, Piece, give};
-use crate::machine::{Contents, Machine};
+use crate::machine::{Contents, Machine, Measured};
 use crate::report::{Report, hex, milliseconds};
-use crate::session::{Command, Message, NoDevices, compute, converse, end};
+use crate::session::{Command, Message, NoDevices, compute, converse, end, interrupted};
 
 /// Messages of the partition that wait for the front; then the vCPU waits.
 const BACKLOG: usize = 64;
@@ -259,7 +259,20 @@ fn prepare<M: Machine>(
     tell: &mut dyn FnMut(&Event<'_>),
 ) -> Result<[u8; MEASUREMENT_SIZE]> {
     let expected = give(machine, image, pieces, options.cancel, tell)?;
-    let measurement = machine.measure()?;
+    let total = pieces.iter().filter(|piece| piece.contents.is_some()).map(|piece| piece.pages).sum();
+    let measurement = loop {
+        match machine.measure()? {
+            Measured::Whole(measurement) => break measurement,
+            Measured::Left(left) => {
+                if options.cancel.load(Ordering::Relaxed) {
+                    return Err(interrupted());
+                }
+                // The hypervisor counts; what it says is only shown.
+                tell(&Event::Progress { what: "measure", done: total.saturating_sub(left), total });
+            }
+        }
+    };
+    tell(&Event::Progress { what: "measure", done: total, total });
     if measurement != expected {
         return Err(Error::new(
             Code::Integrity,

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use flexserve::device::Device;
 use flexserve::image::Image;
-use flexserve::machine::{Contents, Exit, Machine};
+use flexserve::machine::{Contents, Exit, Machine, Measured};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::layout;
 use hyp_abi::session::probe::{self, Command as Act, PATTERN_SIZE, Report};
@@ -306,7 +306,7 @@ fn vmm(secret: &Secret) -> Result<()> {
     }
     device.give(layout::HEAP, Contents::Zero(VMM_HEAP_PAGES), false).map_err(failed)?;
     device.give(layout::SESSION, Contents::Zero(SESSION_PAGES), true).map_err(failed)?;
-    device.measure().map_err(failed)?;
+    while let Measured::Left(_) = device.measure().map_err(failed)? {}
     device.start().map_err(failed)?;
     let mut session = None;
     let mut buffer = vec![0; MAX_FRAME];

@@ -10,6 +10,7 @@ mod child;
 mod cpu_state;
 mod health;
 mod host;
+mod host_shim;
 mod interrupted;
 mod knob;
 mod matrix;
@@ -57,9 +58,11 @@ fn run(arguments: &[String]) -> Result<()> {
         ["matrix"] => matrix::run(),
         ["matrix-knobs"] => matrix::run_knobs(),
         ["virtio"] => virtio::run(),
+        ["host-shim"] => host_shim::run(),
+        ["rounds"] => host_shim::run_slow(),
         ["child", ..] => child::main(&arguments[1..]),
         _ => bail!(
-            "usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus | messages | reset-during | matrix | matrix-knobs | health | health-bare | virtio"
+            "usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus | messages | reset-during | matrix | matrix-knobs | health | health-bare | virtio | host-shim | rounds"
         ),
     }
 }

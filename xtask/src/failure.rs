@@ -19,6 +19,8 @@ pub enum Code {
     HostMemory = 6,
     /// A file, measurement or evidence does not verify.
     Integrity = 7,
+    /// Interrupted by the user before there was an answer.
+    Interrupted = 130,
 }
 
 impl Code {
@@ -32,6 +34,7 @@ impl Code {
             Self::Partition,
             Self::HostMemory,
             Self::Integrity,
+            Self::Interrupted,
         ]
         .into_iter()
         .find(|code| *code as i64 == number)

@@ -1,6 +1,7 @@
-//! `cargo xtask run`: boots the system, answers one prompt, says where time and pages went.
+//! `cargo xtask run`: boots the system, answers one prompt or opens a session, says where time and pages went.
 
 pub mod report;
+mod session;
 mod summary;
 
 use std::fs;
@@ -73,6 +74,8 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
         crate::gdb::print_command(elf, port);
     }
     eprintln!("run: booting {} ({} CPUs, {}), emulated", machine.name, machine.smp, machine.memory);
+    // Before the machine's threads exist, which must not see Ctrl-C.
+    let mut user = (is_session(args) && !custom).then(session::User::new).transpose()?;
     let mut vm = Vm::start(&launch)?;
     let loaded = vm.loaded();
     // It holds the prompt, which must not stay behind.
@@ -83,7 +86,7 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
         report.ok = true;
         return Ok(());
     }
-    converse(&mut vm, args, report)?;
+    converse(&mut vm, args, report, user.as_mut())?;
     if !args.json {
         summary::print(report, &dir.join("trusted.log"));
     }
@@ -146,12 +149,17 @@ fn check(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
+/// Whether the user's lines are the requests. A program that wants one object gets one answer.
+fn is_session(args: &RunArgs) -> bool {
+    args.prompt.is_none() && !args.json
+}
+
 fn initrd(args: &RunArgs, products: &Products, model: &Path) -> Result<Vec<u8>> {
     Products::need(&products.flexserve, "flexserve command")?;
     Products::need(&products.guest, "partition image")?;
     let job = json!({
         "action": "run",
-        "prompt": args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT),
+        "prompt": (!is_session(args)).then(|| args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT)),
         "model": build::model_path(model)?,
         "max_tokens": args.max_tokens,
         "temp": args.temp,
@@ -206,13 +214,22 @@ fn watch(vm: &mut Vm) -> Result<()> {
     }
 }
 
-/// Follows our host through one request.
-fn converse(vm: &mut Vm, args: &RunArgs, report: &mut Report) -> Result<()> {
+/// Follows our host through one request, or the user's session.
+fn converse(
+    vm: &mut Vm,
+    args: &RunArgs,
+    report: &mut Report,
+    mut user: Option<&mut session::User>,
+) -> Result<()> {
     let mut answer = String::new();
     let mut finished = false;
     let mut progress = Progress::default();
     loop {
-        match vm.output()? {
+        let output = match &mut user {
+            Some(user) => user.output(vm)?,
+            None => vm.output()?,
+        };
+        match output {
             Output::Line(_) => {}
             Output::Event(Event::Ready { .. }) => {
                 let elapsed = vm.elapsed().as_millis() as u64;
@@ -229,19 +246,29 @@ fn converse(vm: &mut Vm, args: &RunArgs, report: &mut Report) -> Result<()> {
             Output::Event(Event::Token { text }) => {
                 progress.end();
                 if !args.json {
-                    let mut out = std::io::stdout().lock();
-                    // The reader may have gone; the run is still worth finishing.
-                    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                    show(&text);
                 }
-                answer.push_str(&text);
+                if user.is_none() {
+                    answer.push_str(&text);
+                }
             }
+            Output::Event(Event::Prompt { chat }) => {
+                progress.end();
+                if let Some(user) = &mut user {
+                    user.wanted(chat, vm)?;
+                }
+            }
+            Output::Event(Event::Answer { stop }) => {
+                show(if stop == "cancelled" { " (stopped)\n" } else { "\n" });
+            }
+            Output::Event(Event::Refusal { message }) => eprintln!("run: {}", printable(&message)),
             Output::Event(Event::Result { counters }) => {
                 finished = true;
                 report.take_counters(&counters);
                 if let Some(whole) = counters.get("answer").and_then(serde_json::Value::as_str) {
                     whole.clone_into(&mut answer);
                 }
-                if !args.json {
+                if !args.json && user.is_none() {
                     println!();
                 }
             }
@@ -259,6 +286,23 @@ fn converse(vm: &mut Vm, args: &RunArgs, report: &mut Report) -> Result<()> {
     report.answer = Some(answer);
     report.ok = true;
     Ok(())
+}
+
+/// Text of the model on standard output. A terminal must not obey it.
+fn show(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let clean;
+    let text = if out.is_terminal() {
+        clean = text
+            .chars()
+            .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
+            .collect::<String>();
+        &clean
+    } else {
+        text
+    };
+    // The reader may have gone; the run is still worth finishing.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// Progress on standard error: one line that is rewritten on a terminal, else one line when the work is done.
@@ -298,6 +342,7 @@ fn host_error(code: i64, kind: &str, message: &str, dir: &Path) -> anyhow::Error
         Code::HostMemory => "the machine's size",
         Code::Integrity => "the file named",
         Code::Boot | Code::Setup => "the host",
+        Code::Interrupted => "nobody",
         Code::Partition | Code::Failed => "the partition or what it was given",
     };
     let remedy = match code {

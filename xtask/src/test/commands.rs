@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::terminal;
 use super::verdict::{Outcome, Verdicts};
 use crate::paths::Paths;
 use crate::process;
@@ -15,9 +16,9 @@ use crate::process;
 /// The suite's name.
 pub const SUITE: &str = "commands";
 /// Rough cost for `--list`.
-pub const SECONDS: u32 = 80;
+pub const SECONDS: u32 = 130;
 /// How many of the tests boot a machine.
-pub const BOOTS: u32 = 6;
+pub const BOOTS: u32 = 9;
 
 type Test = fn(&Bench) -> Result<()>;
 
@@ -32,17 +33,22 @@ const TESTS: &[(&str, Test)] = &[
     ("a_host_that_does_not_come_up_is_a_boot_error", boot),
     ("a_file_that_is_no_usable_model_is_refused_by_the_partition", partition),
     ("a_raw_host_kernel_is_entered_with_the_device_tree", raw_kernel),
+    ("a_session_at_a_terminal", terminal::at_a_terminal),
+    ("a_session_through_a_pipe", terminal::through_a_pipe),
+    ("a_run_without_prompt_and_input", terminal::without_input),
 ];
 
 /// What the tests share.
-struct Bench {
+pub struct Bench {
     program: PathBuf,
-    root: PathBuf,
+    /// The checkout.
+    pub root: PathBuf,
     dir: PathBuf,
 }
 
 impl Bench {
-    fn command(&self, args: &[&str]) -> Command {
+    /// This program, with arguments.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = process::command(&self.program);
         command.current_dir(&self.root).env("CARGO_MANIFEST_DIR", self.root.join("xtask")).args(args);
         command
@@ -101,9 +107,10 @@ fn fails(command: &mut Command, code: i32) -> Result<Output> {
     Ok(output)
 }
 
-/// The prompt of the README, which the demo model was not trained on, and its answer.
-const PROMPT: &str = "wake me at half past six tomorrow";
-const ANSWER: &str = r#"{"tool":"set_alarm","args":{"time":"06:30","day":"tomorrow"}}"#;
+/// The prompt of the README, which the demo model was not trained on.
+pub const PROMPT: &str = "wake me at half past six tomorrow";
+/// Its answer.
+pub const ANSWER: &str = r#"{"tool":"set_alarm","args":{"time":"06:30","day":"tomorrow"}}"#;
 
 /// Runs a prompt and returns the report, which must claim success.
 fn answered(bench: &Bench, args: &[&str]) -> Result<Value> {

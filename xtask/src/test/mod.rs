@@ -4,6 +4,7 @@ mod bare;
 pub mod cargo_tests;
 mod commands;
 pub mod suite;
+mod terminal;
 pub mod verdict;
 
 use std::process::ExitCode;

@@ -32,6 +32,23 @@ pub enum Event {
         /// The piece.
         text: String,
     },
+    /// A session wants a line.
+    Prompt {
+        /// Lines are turns of a conversation.
+        #[serde(default)]
+        chat: bool,
+    },
+    /// The answer to a line is whole.
+    Answer {
+        /// Why it ended.
+        #[serde(default)]
+        stop: String,
+    },
+    /// A line was refused; the session goes on.
+    Refusal {
+        /// What failed, whose fault, what to do.
+        message: String,
+    },
     /// The end of a run: all its counters.
     Result {
         /// Counters by name.

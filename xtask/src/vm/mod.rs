@@ -8,6 +8,7 @@ mod starvation;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -64,6 +65,33 @@ pub enum Output {
     Line(String),
     /// QEMU ended; true if it ended in good order.
     Ended(bool),
+}
+
+/// How long [`Vm::output`] waits before it looks at the trusted log.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Watches for silence.
+pub struct Watch {
+    last_output: Instant,
+    trusted_size: u64,
+    starvation: Starvation,
+}
+
+impl Watch {
+    /// There was output.
+    pub fn reset(&mut self) {
+        self.last_output = Instant::now();
+        self.starvation.reset();
+    }
+
+    /// There was none on the host's console, and the trusted log has this size.
+    fn is_over(&mut self, trusted_size: u64) -> bool {
+        if trusted_size != self.trusted_size {
+            self.trusted_size = trusted_size;
+            self.reset();
+        }
+        self.last_output.elapsed().saturating_sub(self.starvation.waited()) >= SILENCE
+    }
 }
 
 /// A running machine. Dropping it ends QEMU.
@@ -131,6 +159,8 @@ impl Vm {
         command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(launch));
         fs::write(launch.dir.join("qemu.sh"), format!("{}\n", process::shown(&command)))?;
         command.current_dir(launch.dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
+        // Ctrl-C is for this program, which decides what becomes of the machine.
+        command.process_group(0);
         let started = Instant::now();
         let mut child = command.spawn().map_err(|error| {
             Failure::setup(format!("{QEMU} does not start: {error}"), "run `cargo xtask setup`")
@@ -194,27 +224,36 @@ impl Vm {
 
     /// Waits for the next output. Fails when the machine has been silent on both serial ports for too long.
     pub fn output(&mut self) -> Result<Output> {
-        let mut last_output = Instant::now();
-        let mut trusted_size = self.trusted_size();
-        let mut starvation = Starvation::new(self.child.id());
+        let mut watch = self.watch();
         loop {
-            if let Some(item) = self.waiting.pop_front() {
-                return self.deliver(item);
+            if let Some(output) = self.output_within(PATIENCE, Some(&mut watch))? {
+                return Ok(output);
             }
-            match self.chunks.recv_timeout(Duration::from_millis(500)) {
+        }
+    }
+
+    /// Starts to watch for silence.
+    pub fn watch(&self) -> Watch {
+        Watch {
+            last_output: Instant::now(),
+            trusted_size: self.trusted_size(),
+            starvation: Starvation::new(self.child.id()),
+        }
+    }
+
+    /// Waits that long for the next output. Without a `watch`, the machine may be silent for ever.
+    pub fn output_within(&mut self, time: Duration, watch: Option<&mut Watch>) -> Result<Option<Output>> {
+        if self.waiting.is_empty() {
+            match self.chunks.recv_timeout(time) {
                 Ok(chunk) => {
-                    last_output = Instant::now();
-                    starvation.reset();
                     self.waiting.extend(self.console.feed(&chunk));
+                    if let Some(watch) = watch {
+                        watch.reset();
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let size = self.trusted_size();
-                    if size != trusted_size {
-                        (trusted_size, last_output) = (size, Instant::now());
-                        starvation.reset();
-                    }
-                    let silence = last_output.elapsed().saturating_sub(starvation.waited());
-                    if silence >= SILENCE && !self.debugged {
+                    if watch.is_some_and(|watch| watch.is_over(size)) && !self.debugged {
                         return Err(self.silent());
                     }
                 }
@@ -222,11 +261,12 @@ impl Vm {
                     self.waiting.extend(self.console.finish());
                     if self.waiting.is_empty() {
                         let status = self.child.wait().context("waiting for QEMU")?;
-                        return Ok(Output::Ended(status.success()));
+                        return Ok(Some(Output::Ended(status.success())));
                     }
                 }
             }
         }
+        self.waiting.pop_front().map(|item| self.deliver(item)).transpose()
     }
 
     fn deliver(&mut self, item: Item) -> Result<Output> {
