@@ -259,7 +259,7 @@ fn prepare<M: Machine>(
     tell: &mut dyn FnMut(&Event<'_>),
 ) -> Result<[u8; MEASUREMENT_SIZE]> {
     let expected = give(machine, image, pieces, options.cancel, tell)?;
-    let total = pieces.iter().filter(|piece| piece.contents.is_some()).map(|piece| piece.pages).sum();
+    let total: u64 = pieces.iter().filter(|piece| piece.contents.is_some()).map(|piece| piece.pages).sum();
     let measurement = loop {
         match machine.measure()? {
             Measured::Whole(measurement) => break measurement,
