@@ -95,7 +95,7 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
     let model = model::open(&path)?;
     let heap_bytes = match args.mem_heap {
         Some(bytes) => bytes,
-        None => heap::needed(model.bytes(), args.context)?,
+        None => heap::needed(model.bytes(), args.context, image.manifest().vcpu_count)?,
     };
     let load = Load { image: &image, model: model.bytes(), heap_bytes };
     let options = Options {
