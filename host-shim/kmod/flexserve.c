@@ -495,7 +495,7 @@ static int flex_handle(struct flex_vm *vm, unsigned int command, struct flexserv
 static long flex_ioctl(struct file *file, unsigned int command, unsigned long address)
 {
 	bool runs = command == FLEXSERVE_INFO || command == FLEXSERVE_RUN;
-	bool shared = runs || command == FLEXSERVE_GIVE || command == FLEXSERVE_STATS;
+	bool shared = runs || command == FLEXSERVE_GIVE || command == FLEXSERVE_STATS || command == FLEXSERVE_LOG;
 	struct flex_vm *vm = file->private_data;
 	struct flexserve_request req;
 	int ret = 0;
