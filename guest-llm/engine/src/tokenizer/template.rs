@@ -62,7 +62,7 @@ impl ChatTemplate {
             let kind = vocabulary.find(mark.as_bytes()).and_then(|token| vocabulary.kind(token));
             matches!(kind, Some(TokenKind::Control | TokenKind::UserDefined))
         };
-        template.marks().special.iter().all(|mark| is_special(mark)).then_some(template)
+        template.marks().special.iter().all(is_special).then_some(template)
     }
 
     pub(super) fn marks(self) -> Marks {
