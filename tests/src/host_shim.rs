@@ -280,7 +280,7 @@ fn balance() -> Result<[u64; 8]> {
         out,
         leaves,
         system.tables_used,
-        system.partition_count.into(),
+        system.partition_count,
         info.pages_held,
         info.tables_held,
         info.pages_leaked,
@@ -300,12 +300,12 @@ fn rounds_of(count: u32) -> Result<()> {
         }
         device.give(layout::HEAP, Contents::Zero(u64::from(1 + number % 600)), false)?;
         device.give(layout::SESSION, Contents::Zero(SESSION_PAGES), true)?;
-        if number % 3 > 0 {
+        if !number.is_multiple_of(3) {
             while let Measured::Left(_) = device.measure()? {}
             device.start()?;
         }
         match number % 4 {
-            0 => device.stop().or_else(|error| if number % 3 == 0 { Ok(()) } else { Err(error) })?,
+            0 => device.stop().or_else(|error| if number.is_multiple_of(3) { Ok(()) } else { Err(error) })?,
             1 => drop(device.destroy()?),
             // Closing the file does it.
             _ => {}
