@@ -51,7 +51,10 @@ impl Hypervisor {
         let mut receiver = match transaction.receiver_mut(caller) {
             Some(receiver) => *receiver,
             // Only without the check above.
-            None => *transaction.receivers.iter().flatten().next().ok_or(invalid)?,
+            None => {
+                let first = transaction.receivers.iter().flatten().next().ok_or(invalid)?;
+                Receiver { retrieved: None, ..*first }
+            }
         };
         let mut retrieved = check_request(&transaction, &receiver, &request, own)?;
 
