@@ -9,6 +9,10 @@ use std::sync::OnceLock;
 use arbitrary::{Arbitrary, Result, Unstructured};
 use hyp_abi::ffa;
 use hyp_abi::manifest::{MAGIC, Manifest, Region, access, kind};
+use hyp_abi::memory::{
+    ATTRIBUTES, CompositeRegion, Constituent, EndpointAccess, EndpointAccess11, MemoryRegion, READ_ONLY,
+    READ_WRITE, Relinquish,
+};
 use hyp_abi::service::op;
 use hyp_core::{Exit, Hypervisor, Next, Outcome, Platform};
 use stage2::fake::FakeMachine;
@@ -29,6 +33,7 @@ const IMAGE: u64 = 0x40_0000;
 const HEAP: u64 = 0x2_0000_0000;
 const SESSION: u64 = 0x4_0000_0000;
 const MODEL: u64 = 0x8_0000_0000;
+const BORROWED: u64 = 0x20_0000_0000;
 /// Steps of one input.
 const STEPS: usize = 128;
 
@@ -87,6 +92,8 @@ struct World {
     hypervisor: Box<Hypervisor>,
     /// Slot and vCPU on a CPU.
     inside: Vec<(Slot, usize)>,
+    /// Handles of memory transactions that anybody got.
+    handles: Vec<u64>,
 }
 
 /// Attacks the hypervisor with what the input says.
@@ -115,7 +122,7 @@ impl World {
         memory.boot_map_host(&mut fake, Pa(RAM), RAM_SIZE, HostMemory::Ram).unwrap();
         memory.boot_map_host(&mut fake, Pa(DEVICE), 0x20_0000, HostMemory::Device).unwrap();
         memory.boot_reserve(&mut fake, Pa(HYPERVISOR), 0x20_0000).unwrap();
-        Self { fake, hypervisor, inside: Vec::new() }
+        Self { fake, hypervisor, inside: Vec::new(), handles: Vec::new() }
     }
 
     /// Message buffers, and a running partition with pages of every kind: inputs need not find the way there.
@@ -133,6 +140,11 @@ impl World {
         self.service(op::MEASURE, [id, 0, 0]);
         self.host(&[ffa::RX_RELEASE.into()]);
         self.service(op::START, [id, 0, 0]);
+        // Its buffers are the first two pages of its heap.
+        self.host(&[ffa::RUN.into(), id << 16]);
+        let mut words = [0; 18];
+        words[..4].copy_from_slice(&[ffa::RXTX_MAP_64.into(), HEAP, HEAP + PAGE, 1]);
+        self.exit(0, Exit::Call, words);
     }
 
     fn write(&mut self, page: u64, bytes: &[u8]) {
@@ -159,15 +171,31 @@ impl World {
             }
             Outcome::CpuOn { entry, .. } => assert!((RAM..RAM + RAM_SIZE).contains(&entry)),
             Outcome::Shutdown => panic!("nobody asked for a reset"),
-            Outcome::Firmware | Outcome::Return => {}
+            Outcome::Firmware | Outcome::Return => self.note_handle(words[0], &regs),
         }
         regs
+    }
+
+    /// Remembers the handle that a send, or a part of one, was answered with.
+    fn note_handle(&mut self, function: u64, regs: &[u64; 18]) {
+        let is_send = matches!(function as u32 & !(1 << 30), 0x8400_0071..=0x8400_0073 | ffa::MEM_FRAG_TX);
+        let low = match regs[0] as u32 {
+            ffa::SUCCESS_32 if is_send => 2,
+            ffa::MEM_FRAG_RX if is_send => 1,
+            _ => return,
+        };
+        let handle = regs[low] & 0xFFFF_FFFF | regs[low + 1] << 32;
+        if !self.handles.contains(&handle) {
+            self.handles.push(handle);
+        }
     }
 
     fn exit(&mut self, index: usize, exit: Exit, mut guest: [u64; 18]) {
         let (slot, vcpu) = self.inside[index];
         self.hypervisor.return_pending(slot, vcpu, guest[17] as u32);
+        let function = guest[0];
         let next = self.hypervisor.vcpu_exit(&mut self.fake, slot, vcpu, exit, &mut guest, &mut [0; 18]);
+        self.note_handle(function, &guest);
         match next {
             Next::Host => drop(self.inside.swap_remove(index)),
             Next::Resume => drop(self.hypervisor.take_pending(slot, vcpu)),
@@ -192,6 +220,7 @@ impl World {
                 }
                 self.write(TX, list.as_bytes());
             }
+            4 if input.ratio(3, 4)? => self.transaction(input)?,
             4 => {
                 let mut manifest = manifest();
                 if input.ratio(1, 4)? {
@@ -243,6 +272,67 @@ impl World {
         Ok(())
     }
 
+    /// A descriptor in good order but for what the input wants otherwise, and the call that it is for.
+    fn transaction(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
+        let partition =
+            if self.inside.is_empty() { None } else { Some(input.choose_index(self.inside.len())?) };
+        let partition = partition.filter(|_| input.ratio(1, 2).unwrap_or(false));
+        let id_of = |slot: Slot| u64::from(ffa::PARTITION_ID_BASE) + slot.index() as u64;
+        let caller = partition.map_or(0, |index| id_of(self.inside[index].0)) as u16;
+        let function = *input.choose(&[
+            ffa::MEM_SHARE_64,
+            ffa::MEM_LEND_64,
+            ffa::MEM_DONATE_64,
+            ffa::MEM_RETRIEVE_REQ_64,
+            ffa::MEM_RETRIEVE_REQ_64,
+            ffa::MEM_RELINQUISH,
+            ffa::MEM_RECLAIM,
+        ])?;
+        let handle = match self.handles.is_empty() || input.ratio(1, 16)? {
+            true => number(input)?,
+            false => *input.choose(&self.handles)?,
+        };
+        let mut words = [0; 18];
+        words[0] = function.into();
+        let mut bytes = match function {
+            ffa::MEM_RECLAIM => {
+                words[1..4].copy_from_slice(&[
+                    handle & 0xFFFF_FFFF,
+                    handle >> 32,
+                    input.int_in_range(0..=1)?,
+                ]);
+                Vec::new()
+            }
+            ffa::MEM_RELINQUISH => {
+                let flags = input.int_in_range(0..=1)?;
+                Relinquish { handle, flags, endpoint_count: 1, endpoint: caller }.as_bytes().to_vec()
+            }
+            _ => {
+                let is_request = function == ffa::MEM_RETRIEVE_REQ_64;
+                let bytes = descriptor(input, caller, is_request, if is_request { handle } else { 0 })?;
+                let length = bytes.len() as u64;
+                words[1] = if input.ratio(1, 16)? { number(input)? } else { length };
+                words[2] = if input.ratio(1, 16)? { number(input)? } else { length };
+                bytes
+            }
+        };
+        if input.ratio(1, 8)? && !bytes.is_empty() {
+            let at = input.choose_index(bytes.len())?;
+            bytes[at] ^= u8::arbitrary(input)?;
+        }
+        match partition {
+            None => {
+                self.write(TX, &bytes);
+                self.host(&words[..8]);
+            }
+            Some(index) => {
+                self.write(HEAP_PA, &bytes);
+                self.exit(index, Exit::Call, words);
+            }
+        }
+        Ok(())
+    }
+
     fn check(&mut self) {
         self.fake.0.quiesce();
         assert!(self.fake.0.violations.is_empty(), "{:?}", self.fake.0.violations);
@@ -264,6 +354,10 @@ impl World {
                 }
             }
         }
+        for handle in std::mem::take(&mut self.handles) {
+            // Those of partitions ended with them.
+            self.host(&[ffa::MEM_RECLAIM.into(), handle & 0xFFFF_FFFF, handle >> 32, 0]);
+        }
         while self.service(op::TABLES_RECALL, [512, 0, 0])[5] > 0 {
             self.host(&[ffa::RX_RELEASE.into()]);
         }
@@ -276,6 +370,61 @@ impl World {
 
 /// The first page of the running partition's heap.
 const HEAP_PA: u64 = PAGES + 3 * PAGE;
+
+/// A transaction's descriptor: what a sender lists, or what a receiver asks for.
+fn descriptor(input: &mut Unstructured<'_>, caller: u16, is_request: bool, handle: u64) -> Result<Vec<u8>> {
+    let other = |input: &mut Unstructured<'_>| {
+        Ok(*input.choose(&[ffa::HOST_ID, ffa::PARTITION_ID_BASE, ffa::PARTITION_ID_BASE + 1])?)
+    };
+    let is_old = input.ratio(1, 4)?;
+    let access_size = if is_old { size_of::<EndpointAccess11>() } else { size_of::<EndpointAccess>() };
+    let access_count = if input.ratio(1, 8)? { 2 } else { 1 };
+    let composite_offset = (size_of::<MemoryRegion>() + access_size * access_count) as u32;
+    let header = MemoryRegion {
+        sender: if is_request { other(input)? } else { caller },
+        attributes: if input.ratio(1, 8)? { input.arbitrary()? } else { ATTRIBUTES },
+        flags: if input.ratio(1, 4)? { input.int_in_range(0..=0x41F)? } else { 0 },
+        handle,
+        tag: input.int_in_range(0..=1)?,
+        access_size: access_size as u32,
+        access_count: access_count as u32,
+        access_offset: size_of::<MemoryRegion>() as u32,
+        reserved: [0; 3],
+    };
+    let mut bytes = header.as_bytes().to_vec();
+    for _ in 0..access_count {
+        let has_list = !(is_request && caller == ffa::HOST_ID);
+        let access = EndpointAccess {
+            receiver: if is_request { caller } else { other(input)? },
+            permissions: *input.choose(&[READ_WRITE, READ_ONLY, 0, READ_WRITE | 4])?,
+            composite_offset: if has_list { composite_offset } else { 0 },
+            ..EndpointAccess::default()
+        };
+        match is_old {
+            true => bytes.extend(EndpointAccess11::from(access).as_bytes()),
+            false => bytes.extend(access.as_bytes()),
+        }
+    }
+    let mut list = Vec::new();
+    for _ in 0..input.int_in_range(1..=3)? {
+        let place = match (is_request, caller) {
+            (true, _) if input.ratio(3, 4)? => BORROWED,
+            (true, _) => HEAP + 64 * PAGE,
+            (false, ffa::HOST_ID) => PAGES + 64 * PAGE,
+            (false, _) => HEAP + 2 * PAGE,
+        };
+        let address =
+            if input.ratio(1, 8)? { number(input)? } else { place + input.int_in_range(0..=5)? * PAGE };
+        list.push(Constituent { address, page_count: input.int_in_range(1..=3)?, reserved: 0 });
+    }
+    if is_request {
+        list.truncate(1);
+    }
+    let page_count = list.iter().map(|range| range.page_count).sum();
+    bytes.extend(CompositeRegion { page_count, range_count: list.len() as u32, reserved: 0 }.as_bytes());
+    list.iter().for_each(|range| bytes.extend(range.as_bytes()));
+    Ok(bytes)
+}
 
 /// x0-x17: a function that exists, mostly, and numbers.
 fn call(input: &mut Unstructured<'_>) -> Result<[u64; 18]> {
@@ -334,12 +483,13 @@ fn manifest() -> Manifest {
     regions[1] = region(HEAP, 1024, kind::ZERO, access::READ | access::WRITE);
     regions[2] = region(SESSION, 16, kind::SHARED, access::READ | access::WRITE);
     regions[3] = region(MODEL, 16, kind::MODEL, access::READ);
+    regions[4] = region(BORROWED, 16, kind::BORROWED, access::READ | access::WRITE);
     Manifest {
         magic: MAGIC,
         version: 1,
         vcpu_count: 2,
         entry: IMAGE,
-        region_count: 4,
+        region_count: 5,
         reserved: 0,
         name: *b"fuzz\0\0\0\0\0\0\0\0\0\0\0\0",
         regions,
