@@ -130,7 +130,13 @@ impl Target<'_> {
         if inputs.exists() {
             command.arg(inputs);
         }
-        command.args([MAX_INPUT, "-print_final_stats=1", "-rss_limit_mb=4096", "-timeout=60"]);
+        command.args([
+            MAX_INPUT,
+            "-len_control=0",
+            "-print_final_stats=1",
+            "-rss_limit_mb=4096",
+            "-timeout=60",
+        ]);
         command.arg(format!("-max_total_time={}", (seconds.ceil() as u64).clamp(1, STRETCH)));
         command.arg(format!("-artifact_prefix={}/", artifacts.display()));
         // No watchdog here: libFuzzer has its own, for one input and for the whole stretch.
