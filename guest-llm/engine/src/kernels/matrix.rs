@@ -141,9 +141,11 @@ impl<'i> Input<'i> {
         self.values.chunks_exact(self.columns.max(1))
     }
 
-    fn quantised_rows(&self) -> impl Iterator<Item = (&'i [[i8; Q8_BLOCK]], &'i [f32])> {
+    pub(super) fn quantised_rows(&self) -> impl Iterator<Item = (&'i [[i8; Q8_BLOCK]], &'i [f32])> {
         let blocks = (self.columns / Q8_BLOCK).max(1);
-        self.quants.chunks_exact(blocks).zip(self.scales.chunks_exact(blocks))
+        let rows = self.quants.chunks_exact(blocks).zip(self.scales.chunks_exact(blocks));
+        // The buffer has room for the largest batch.
+        rows.take(self.values.len() / self.columns.max(1))
     }
 }
 

@@ -223,3 +223,18 @@ fn activations_of_any_kind_are_quantised_without_harm() {
     x[..5].copy_from_slice(&[127.0, 0.5, 1.5, 2.5, -0.5]);
     assert_eq!(dot(x), 127.0 + 0.0 + 2.0 + 2.0);
 }
+
+/// A product with one token costs one token's work, whatever the buffer has room for.
+#[test]
+fn a_small_batch_is_small_in_a_large_buffer() {
+    let (columns, data) = (2 * Q8_BLOCK, [1; 2 * Q8_BYTES]);
+    let tensor = TensorInfo::for_test(TensorType::Q8_0, columns, 1, &data);
+    let matrix = Matrix::new(&tensor);
+    let mut buffer = InputBuffer::new(32 * columns, &mut Budget::new(usize::MAX)).unwrap();
+    for tokens in [1, 2, 31, 32] {
+        let values = vec![1.0; tokens * columns];
+        let input = buffer.prepare(&values, columns, &[&matrix]);
+        assert_eq!(input.quantised_rows().count(), tokens);
+        assert_eq!(input.skip(1).quantised_rows().count(), tokens - 1);
+    }
+}
