@@ -6,8 +6,13 @@
 mod image {
     use flexserve_engine::Parallel;
     use guest_llm::layout::VCPU_COUNT;
-    use guest_llm::serve::{End, Platform, serve};
+    use guest_llm::memory::{Host, SharedPool};
+    use guest_llm::serve::{End, LEAST_HEAP, Platform, serve};
+    use guest_llm::virtio::frames::Frames;
+    use guest_llm::virtio::stream::Stream;
     use guest_llm::{arch, ffa, memory, vcpu};
+    use hyp_abi::session::EXIT_NO_MEMORY;
+    use hyp_abi::virtio::{SLOT_STREAM, STREAM_PORT};
 
     guest_llm::partition!(*b"guest-llm\0\0\0\0\0\0\0", main, vcpu::serve);
 
@@ -58,13 +63,21 @@ mod image {
 
     fn main(_: u64, _: u64) -> ! {
         let start = arch::ticks();
-        let Ok(memory) = ffa::identify().and_then(|_| memory::take()) else {
-            ffa::exit(End::NO_SESSION);
-        };
+        let taken = ffa::identify().and_then(|_| Ok((memory::take()?, memory::take_virtio()?)));
+        let Ok((memory, Some(virtio))) = taken else { ffa::exit(End::NO_SESSION) };
+        let Some(slot) = virtio.devices.get(SLOT_STREAM) else { ffa::exit(End::NO_SESSION) };
         ffa::log("started\n");
         memory.heap.start_allocator();
+        // Not even an error could be sent with less.
+        if memory::heap_free() < LEAST_HEAP {
+            ffa::exit(EXIT_NO_MEMORY);
+        }
         vcpu::start_others();
-        ffa::exit(serve(memory.session, memory.model, start, &Hypervisor).exit_code())
+        let end = match Stream::<SharedPool, Host>::connect(slot, STREAM_PORT, Host) {
+            Ok(stream) => serve(Frames::new(stream), memory.model, start, &Hypervisor),
+            Err(fault) => fault.into(),
+        };
+        ffa::exit(end.exit_code())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The partition's memory: heap, model file and session pages, as far as the host gave them.
+//! The partition's memory: heap, model file and pages to share, as far as the host gave them.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
@@ -30,15 +30,12 @@ pub struct Memory {
     pub heap: HeapRegion,
     /// The model region: the file, then zeros up to the end of its last page.
     pub model: &'static [u8],
-    /// The session, already shared.
-    pub session: &'static Session,
 }
 
-/// Asks what was given, and shares the session pages. Works once.
+/// Asks what was given of heap and model. Works once.
 ///
 /// # Errors
-/// What the hypervisor answered; DENIED the second time; INVALID_PARAMETERS if a region is not the manifest's;
-/// NO_MEMORY if session pages are missing.
+/// What the hypervisor answered; DENIED the second time; INVALID_PARAMETERS if a region is not the manifest's.
 pub fn take() -> Result<Memory, Status> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -46,6 +43,23 @@ pub fn take() -> Result<Memory, Status> {
     }
     let heap = given(region::HEAP, layout::HEAP, HEAP_MAX, kind::ZERO)?;
     let model = given(region::MODEL, layout::MODEL, MODEL_MAX, kind::MODEL)?;
+    Ok(Memory {
+        heap: HeapRegion { bytes: heap },
+        // SAFETY: nothing else refers to the region, and nobody can write it: it is read-only in both stages. A page
+        // that the host left out ends the partition when it is touched.
+        model: unsafe { core::slice::from_raw_parts(layout::MODEL as *const u8, model) },
+    })
+}
+
+/// Shares the session pages with the rings, for an image that uses them: the inference runtime does not. Works once.
+///
+/// # Errors
+/// As [`take`]; NO_MEMORY if pages are missing.
+pub fn take_session() -> Result<&'static Session, Status> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(Status(error::DENIED));
+    }
     let session = given(region::SESSION, layout::SESSION, SESSION_PAGES * PAGE_SIZE, kind::SHARED)?;
     if session < (SESSION_PAGES * PAGE_SIZE) as usize {
         return Err(Status(error::NO_MEMORY));
@@ -54,15 +68,9 @@ pub fn take() -> Result<Memory, Status> {
         // SAFETY: no reference to the session exists yet; the one made below is to atomics only.
         unsafe { ffa::share(layout::SESSION + page * PAGE_SIZE)? };
     }
-    Ok(Memory {
-        heap: HeapRegion { bytes: heap },
-        // SAFETY: nothing else refers to the region, and nobody can write it: it is read-only in both stages. A page
-        // that the host left out ends the partition when it is touched.
-        model: unsafe { core::slice::from_raw_parts(layout::MODEL as *const u8, model) },
-        // SAFETY: the pages were given, zeroed, and are mapped for good; zeros are a valid `Session`; it consists of
-        // atomics and padding, so that the host may change it meanwhile.
-        session: unsafe { &*(layout::SESSION as *const Session) },
-    })
+    // SAFETY: the pages were given, zeroed, and are mapped for good; zeros are a valid `Session`; it consists of atomics
+    // and padding, so that the host may change it meanwhile.
+    Ok(unsafe { &*(layout::SESSION as *const Session) })
 }
 
 fn given(index: u64, ipa: u64, max: u64, kind: u32) -> Result<usize, Status> {
@@ -149,7 +157,7 @@ pub fn take_virtio() -> Result<Option<&'static Region>, Status> {
         // SAFETY: no reference to the region exists yet; the one made below is to atomics only.
         unsafe { ffa::share(layout::VIRTIO + page * PAGE_SIZE)? };
     }
-    // SAFETY: as for the session in `take`.
+    // SAFETY: as in `take_session`.
     let region = unsafe { &*(layout::VIRTIO as *const Region) };
     *POOL.lock() = Some(Pool::new(region, layout::VIRTIO, &PRIVATE));
     Ok(Some(region))

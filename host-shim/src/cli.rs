@@ -78,6 +78,9 @@ pub struct RunArgs {
     /// if a request needs more]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub mem_heap: Option<u64>,
+    /// Size of the scratch disk, which the partition may write and the host reads: gone when the partition is
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_size)]
+    pub scratch: u64,
     /// Partition image
     #[arg(long, value_name = "FILE", default_value = crate::IMAGE_PATH)]
     pub image: PathBuf,
@@ -187,21 +190,21 @@ mod tests {
         let run = run(&["demo"]).unwrap();
         assert_eq!((run.model(), run.prompt.as_deref(), run.max_tokens), ("demo", None, u32::MAX));
         assert_eq!((run.context, run.temperature, run.seed, run.mem_heap), (0, 0.0, Seed::Random, None));
+        assert_eq!(run.scratch, 1 << 20);
         assert!(!run.raw && !run.json && !run.json_events && !run.no_npu);
         assert_eq!(run.image.to_str(), Some(crate::IMAGE_PATH));
     }
 
     #[test]
     fn options_are_those_of_llama_cpp() {
-        let all =
-            "-m m.gguf -p hello -n 12 -c 256 --temp 0.7 --seed 42 --raw --mem-heap 3G --image i --json -t 3";
+        let all = "-m m.gguf -p hello -n 12 -c 256 --temp 0.7 --seed 42 --raw --mem-heap 3G --image i --json -t 3 --scratch 64K";
         let run = run(&all.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!((run.model(), run.prompt.as_deref(), run.max_tokens), ("m.gguf", Some("hello"), 12));
         assert_eq!(
             (run.context, run.temperature, run.seed, run.mem_heap),
             (256, 0.7, Seed::Fixed(42), Some(3 << 30))
         );
-        assert!(run.raw && run.json && run.threads == Some(3));
+        assert!(run.raw && run.json && run.threads == Some(3) && run.scratch == 64 << 10);
         let run = self::run(&["m", "-p", "-5 degrees", "-n", "-1", "-s", "-1"]).unwrap();
         assert_eq!(
             (run.prompt.as_deref(), run.max_tokens, run.seed),
@@ -224,6 +227,7 @@ mod tests {
             &["a", "--mem-heap", "0"],
             &["a", "--mem-heap", "99999999999G"],
             &["a", "--mem-heap", "é"],
+            &["a", "--scratch", "0"],
             &["a", "-p", "x", "--json", "--json-events"],
             // An object at the end, or a session.
             &["a", "--json"],

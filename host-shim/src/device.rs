@@ -14,7 +14,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::error::{Code, Error, Result};
 use crate::machine::{CallError, Contents, Exit, Machine, Measured};
 use crate::sys::{self, Command, SessionMap};
-use crate::virtio;
+use crate::virtio::block::Block;
+use crate::virtio::wire::Wire;
+use crate::virtio::{self, Devices};
 
 /// FLEXSERVE_API_VERSION that this program knows.
 const API_VERSION: u64 = 1;
@@ -50,6 +52,15 @@ pub struct Info {
 #[derive(Debug)]
 pub struct Device {
     file: File,
+    disks: Vec<Disk>,
+}
+
+/// A file that the partition sees as a block device.
+#[derive(Debug)]
+struct Disk {
+    slot: usize,
+    file: File,
+    read_only: bool,
 }
 
 impl Device {
@@ -76,7 +87,7 @@ impl Device {
                 "see the kernel's log",
             ),
         })?;
-        let device = Device { file };
+        let device = Device { file, disks: Vec::new() };
         let version = device.call(Command::Info)?[0];
         if version != API_VERSION {
             return Err(Error::new(
@@ -106,6 +117,19 @@ impl Device {
             tables_held: out[8],
             pages_leaked: out[9],
         })
+    }
+
+    /// Lets the partition have a file as a block device, in this slot. Its size stays what it is when the session begins.
+    pub fn add_disk(&mut self, slot: usize, file: File, read_only: bool) {
+        self.disks.push(Disk { slot, file, read_only });
+    }
+
+    /// Maps the session pages of a partition that has the probe's rings, at this IPA.
+    ///
+    /// # Errors
+    /// The module's.
+    pub fn map_session(&self, ipa: u64) -> std::result::Result<SessionMap, CallError> {
+        SessionMap::new(self.file.as_fd(), ipa)
     }
 
     /// Maps the virtio pages of the partition, which were given mappable. It is not destroyed before they are unmapped.
@@ -144,7 +168,7 @@ impl Device {
 }
 
 impl Machine for Device {
-    type Session = SessionMap;
+    type Line = Wire;
 
     fn create(&self, manifest: &[u8]) -> std::result::Result<u16, CallError> {
         Ok(self.call(Command::Create { manifest })?[0] as u16)
@@ -201,8 +225,16 @@ impl Machine for Device {
         self.stats(id)
     }
 
-    fn map_session(&self, ipa: u64) -> std::result::Result<SessionMap, CallError> {
-        SessionMap::new(self.file.as_fd(), ipa)
+    fn connect(&self) -> Result<Wire> {
+        let mut devices = Devices::new(self.map_virtio()?);
+        for disk in &self.disks {
+            let block = disk.file.try_clone().and_then(|file| Block::new(file, disk.read_only));
+            let block = block.map_err(|error| {
+                Error::usage(format!("a file of a block device: {error}"), "see to the host's files")
+            })?;
+            devices.add(disk.slot, block);
+        }
+        Ok(Wire::new(devices))
     }
 }
 

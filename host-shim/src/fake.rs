@@ -1,5 +1,5 @@
 //! A fake hypervisor with a fake partition, for tests. It checks what the real one checks: pages given twice or outside
-//! their region, calls in the wrong state, session pages touched before they are shared.
+//! their region, calls in the wrong state, a session taken up before its pages are shared. Its session is a pair of rings.
 //!
 //! The partition is a function in a thread of its own; it and the host take turns as a vCPU does.
 
@@ -13,14 +13,16 @@ use std::sync::{Arc, Mutex};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{MEASURE_LABEL, Manifest, kind};
 use hyp_abi::service::MEASUREMENT_SIZE;
-use hyp_abi::session::{MAX_FRAME, RING_SIZE, SESSION_PAGES};
+use hyp_abi::session::{Channel, MAX_FRAME, RING_SIZE, RingError, SESSION_PAGES};
 use hyp_abi::stats::{PartitionStats, SystemStats, state};
+use hyp_abi::virtio::VIRTIO_PAGES;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use sha2::{Digest, Sha384};
 use zerocopy::{FromBytes, FromZeros};
 
-use crate::machine::{CallError, Contents, Exit, Machine, Measured};
+use crate::error::{Error, Result as ResultOf};
+use crate::machine::{CallError, Contents, Exit, Line, Machine, Measured};
 use crate::sys::SessionMap;
 
 /// What the partition does; returns how it ends.
@@ -60,6 +62,8 @@ struct State {
     vcpus: u32,
     crash_other: Option<Exit>,
     measure_calls: u32,
+    services: u32,
+    break_devices_after: Option<u32>,
 }
 
 impl Fake {
@@ -109,6 +113,16 @@ impl Fake {
         self.0.state.lock().unwrap().crash_other = Some(exit);
     }
 
+    /// Lets the devices fail when they were looked after so many times.
+    pub fn break_devices_after(&self, services: u32) {
+        self.0.state.lock().unwrap().break_devices_after = Some(services);
+    }
+
+    /// How often devices were looked after.
+    pub fn services(&self) -> u32 {
+        self.0.state.lock().unwrap().services
+    }
+
     /// The measurement that was reported.
     pub fn measurement(&self) -> [u8; MEASUREMENT_SIZE] {
         self.0.state.lock().unwrap().measurement.unwrap()
@@ -133,9 +147,9 @@ impl Fake {
         self.0.state.lock().unwrap().stopped
     }
 
-    /// Partition: shares the session pages.
+    /// Partition: shares the pages of its session.
     pub fn share_session(&self) {
-        self.0.state.lock().unwrap().shared = SESSION_PAGES;
+        self.0.state.lock().unwrap().shared = VIRTIO_PAGES;
     }
 
     /// Partition: comes out, and goes on when it is entered again. Ends the thread when it never is.
@@ -199,7 +213,7 @@ fn refuse<T>(call: &'static str, detail: u64) -> Result<T, CallError> {
 }
 
 impl Machine for Fake {
-    type Session = SessionMap;
+    type Line = Rings;
 
     fn create(&self, manifest: &[u8]) -> Result<u16, CallError> {
         let mut state = self.in_phase("CREATE", &[0])?;
@@ -354,9 +368,35 @@ impl Machine for Fake {
         Ok(stats)
     }
 
-    fn map_session(&self, ipa: u64) -> Result<SessionMap, CallError> {
-        assert_eq!(ipa, hyp_abi::manifest::layout::SESSION);
-        assert_eq!(self.0.state.lock().unwrap().shared, SESSION_PAGES, "a touch would be a bus error");
-        Ok(self.session())
+    fn connect(&self) -> ResultOf<Rings> {
+        assert_eq!(self.0.state.lock().unwrap().shared, VIRTIO_PAGES, "a touch would be a bus error");
+        Ok(Rings { session: self.session(), fake: self.clone() })
+    }
+}
+
+/// The host's end of the session.
+pub struct Rings {
+    session: SessionMap,
+    fake: Fake,
+}
+
+impl Line for Rings {
+    fn service(&mut self) -> ResultOf<bool> {
+        let mut state = self.fake.0.state.lock().unwrap();
+        state.services += 1;
+        let broken = state.break_devices_after.is_some_and(|most| state.services > most);
+        if broken { Err(Error::protocol("enough")) } else { Ok(false) }
+    }
+}
+
+impl Channel for Rings {
+    type Error = RingError;
+
+    fn send(&mut self, kind: u32, first: &[u8], second: &[u8]) -> Result<bool, RingError> {
+        self.session.to_partition.send(kind, first, second)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>, RingError> {
+        self.session.to_host.receive(buffer)
     }
 }

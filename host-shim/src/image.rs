@@ -209,7 +209,7 @@ fn lay_out(manifest: &Manifest, segments: &[(u64, u64, &[u8])]) -> Result<Vec<Pa
 pub(crate) mod tests {
     use super::*;
     use hyp_abi::manifest::layout;
-    use hyp_abi::session::SESSION_PAGES;
+    use hyp_abi::virtio::VIRTIO_PAGES;
 
     /// The layout of the project's own image.
     pub fn manifest() -> Manifest {
@@ -218,7 +218,7 @@ pub(crate) mod tests {
         regions[0] = region(layout::IMAGE, 1024, kind::IMAGE, access::READ | access::EXECUTE);
         regions[1] = region(layout::IMAGE + (4 << 20), 1024, kind::IMAGE, access::READ | access::WRITE);
         regions[2] = region(layout::HEAP, 1 << 20, kind::ZERO, access::READ | access::WRITE);
-        regions[3] = region(layout::SESSION, SESSION_PAGES, kind::SHARED, access::READ | access::WRITE);
+        regions[3] = region(layout::VIRTIO, VIRTIO_PAGES, kind::SHARED, access::READ | access::WRITE);
         regions[4] = region(layout::MODEL, 1 << 20, kind::MODEL, access::READ);
         Manifest {
             magic: manifest::MAGIC,
@@ -382,7 +382,7 @@ pub(crate) mod tests {
         assert!(with(&|m| m.regions[2].page_count = 0).contains("empty"));
         assert!(with(&|m| m.regions[2].page_count = u64::MAX).contains("beyond 40 bits"));
         assert!(with(&|m| m.regions[2].ipa += 1).contains("unaligned"));
-        assert!(with(&|m| m.regions[2].ipa = layout::SESSION).contains("overlaps"));
+        assert!(with(&|m| m.regions[2].ipa = layout::VIRTIO).contains("overlaps"));
         assert!(with(&|m| m.entry = layout::HEAP).contains("entry"));
         assert!(refusal(&elf(&[0; 431], &[])).contains("431 bytes"));
         assert!(refusal(&elf(&[], &[])).contains("0 bytes"));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{Region, kind, layout};
 use hyp_abi::service::{MEASUREMENT_SIZE, STEP_PAGES};
-use hyp_abi::session::SESSION_PAGES;
+use hyp_abi::virtio::VIRTIO_PAGES;
 
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
@@ -73,15 +73,15 @@ impl<'a> Load<'a> {
                     pieces.push(Piece::zero(region, pages));
                 }
                 kind::ZERO => pieces.push(Piece::zero(region, region.page_count)),
-                kind::SHARED if region.ipa == layout::SESSION && region.page_count >= SESSION_PAGES => {
+                kind::SHARED if region.ipa == layout::VIRTIO && region.page_count >= VIRTIO_PAGES => {
                     session = true;
-                    pieces.push(Piece::zero(region, SESSION_PAGES));
+                    pieces.push(Piece::zero(region, VIRTIO_PAGES));
                 }
                 _ => {}
             }
         }
         if !session {
-            return Err(Error::image("it has no region for the session"));
+            return Err(Error::image("it has no region for the session's devices"));
         }
         let Some(region) = image.region(kind::MODEL, layout::MODEL) else {
             return Err(Error::image("it has no region for a model"));

@@ -1,12 +1,12 @@
 //! What the VMM needs of a partition: the calls of the kernel module, as a trait, so that the VMM is tested against a
 //! fake hypervisor. [`crate::device::Device`] is the real one.
 
-use std::ops::Deref;
-
 use hyp_abi::service::MEASUREMENT_SIZE;
-use hyp_abi::session::Session;
+use hyp_abi::session::{Channel, RingError};
 use hyp_abi::stats::{PartitionStats, SystemStats};
 use nix::errno::Errno;
+
+use crate::error::Result as ResultOf;
 
 /// Why a call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub enum Measured {
 /// Why a vCPU came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// The partition wants the host to look at the session.
+    /// The partition wants the host to look at its devices.
     Kick,
     /// It sleeps; the module waited for a while.
     Sleep,
@@ -60,14 +60,23 @@ pub enum Exit {
     Unknown(u64),
 }
 
+/// The host's end of a partition's session, with the devices below it.
+pub trait Line: Channel<Error = RingError> {
+    /// Has the devices do what the partition asks for. Returns whether anything moved.
+    ///
+    /// # Errors
+    /// 5 when the partition misuses a device beyond repair.
+    fn service(&mut self) -> ResultOf<bool>;
+}
+
 /// One partition, from before its creation to after its end. Dropping it destroys the partition.
 pub trait Machine: Sync {
-    /// The mapped session pages.
-    type Session: Deref<Target = Session> + Sync;
+    /// The session.
+    type Line: Line;
 
     /// Creates the partition and returns its id.
     fn create(&self, manifest: &[u8]) -> Result<u16, CallError>;
-    /// Gives pages at ascending IPAs; `mappable` for those of the session.
+    /// Gives pages at ascending IPAs; `mappable` for those that the partition will share.
     fn give(&self, ipa: u64, contents: Contents<'_>, mappable: bool) -> Result<(), CallError>;
     /// Measures a part of what was given.
     fn measure(&self) -> Result<Measured, CallError>;
@@ -85,6 +94,10 @@ pub trait Machine: Sync {
     fn system_stats(&self) -> Result<SystemStats, CallError>;
     /// Statistics of a partition.
     fn partition_stats(&self, id: u16) -> Result<PartitionStats, CallError>;
-    /// Maps the session pages, which lie at this IPA.
-    fn map_session(&self, ipa: u64) -> Result<Self::Session, CallError>;
+    /// Takes the session up, once the partition shares all pages that it goes through. To be dropped before the partition is
+    /// destroyed.
+    ///
+    /// # Errors
+    /// 5 if the pages were not given.
+    fn connect(&self) -> ResultOf<Self::Line>;
 }

@@ -1,6 +1,7 @@
 //! Model files.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -27,8 +28,13 @@ pub fn find(model: &str, folder: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// Code 2 if it cannot be read.
-pub fn open(path: &Path) -> Result<FileMap> {
-    File::open(path).and_then(|file| FileMap::new(&file)).map_err(|error| {
+pub fn open(path: &Path) -> Result<(File, FileMap)> {
+    let open = || {
+        let file = File::open(path)?;
+        let map = FileMap::new(&file)?;
+        Ok((file, map))
+    };
+    open().map_err(|error: io::Error| {
         Error::usage(format!("the model {}: {error}", path.display()), "name a readable file")
     })
 }

@@ -1,18 +1,19 @@
-//! The host's side of the session: runs the vCPU, and between two entries moves frames between the rings and the front.
+//! The host's side of the session: runs the vCPU, and between two entries moves frames between the stream and the front.
 //!
-//! The thread that runs the vCPU also reads the rings, right after the partition came out, so that no frame is lost when
-//! the partition ends. It touches the session pages only once the hypervisor counts enough shared pages: before that a
-//! touch is a bus error.
+//! The thread that runs the vCPU also looks after the devices and reads the stream, right after the partition came out, so
+//! that no frame is lost when the partition ends. It touches the virtio pages only once the hypervisor counts enough shared
+//! pages: before that a touch is a bus error.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 
 use hyp_abi::service::crash;
-use hyp_abi::session::{self, Done, Failure, MAX_FRAME, Ready, RingError, SESSION_PAGES, Session, frame};
+use hyp_abi::session::{self, Channel, Done, Failure, MAX_FRAME, Ready, RingError, frame};
+use hyp_abi::virtio::VIRTIO_PAGES;
 use zerocopy::FromBytes;
 
 use crate::error::{Code, Error, Result};
-use crate::machine::{Exit, Machine};
+use crate::machine::{Exit, Line, Machine};
 
 /// The longest stay in a vCPU before this program looks whether it is to stop.
 const SLICE_NS: u64 = 50_000_000;
@@ -56,52 +57,9 @@ pub enum Message {
     },
 }
 
-/// Frames to and from a partition.
-pub trait Channel {
-    /// Sends a frame. False: there is no room now.
-    ///
-    /// # Errors
-    /// 5 when the partition broke the channel.
-    fn send(&self, kind: u32, payload: &[u8]) -> Result<bool>;
-    /// Receives a frame into `buffer`, if there is one: its kind and length.
-    ///
-    /// # Errors
-    /// As [`Channel::send`].
-    fn receive(&self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>>;
-}
-
-impl Channel for Session {
-    fn send(&self, kind: u32, payload: &[u8]) -> Result<bool> {
-        self.to_partition.send(kind, payload, &[]).map_err(broken)
-    }
-
-    fn receive(&self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>> {
-        self.to_host.receive(buffer).map_err(broken)
-    }
-}
-
-/// Devices that the VMM emulates for the partition.
-pub trait Devices: Send {
-    /// Does what the partition asks for; called whenever it came out and may have asked. Returns whether anything moved.
-    ///
-    /// # Errors
-    /// 5 when the partition misuses a device beyond repair.
-    fn service(&mut self) -> Result<bool>;
-}
-
-/// No devices.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoDevices;
-
-impl Devices for NoDevices {
-    fn service(&mut self) -> Result<bool> {
-        Ok(false)
-    }
-}
-
 /// Runs vCPU 0 of a started partition, and carries the session: `commands` to the partition, what it says to `tell`.
 ///
-/// `session_ipa` is where the session pages lie. When `cancel` turns true, the answer ends early; before the model is
+/// When `cancel` turns true, the answer ends early; before the model is
 /// loaded, all ends with [`Code::Interrupted`]. Between requests the vCPU is not entered. Returns when the partition has
 /// ended itself or was stopped, which [`Command::Shutdown`] or the end of `commands` brings about.
 ///
@@ -110,23 +68,22 @@ impl Devices for NoDevices {
 pub fn converse<M: Machine>(
     machine: &M,
     id: u16,
-    session_ipa: u64,
     commands: &Receiver<Command>,
     cancel: &AtomicBool,
-    devices: &mut dyn Devices,
     tell: &mut dyn FnMut(Message),
 ) -> Result<()> {
     let mut talk =
         Talk { cancel, cancel_sent: false, phase: Phase::Loading, tell, buffer: vec![0; MAX_FRAME] };
-    let mut session: Option<M::Session> = None;
+    let mut line: Option<M::Line> = None;
     let (mut idle, mut ending) = (0, 0);
     loop {
-        match (talk.phase, &session) {
+        match (talk.phase, &mut line) {
             (Phase::Loading, _) if cancel.load(Ordering::Relaxed) => return Err(interrupted()),
             // Only a session says that it is ready.
-            (Phase::Idle, Some(session)) => {
-                let channel: &Session = session;
-                talk.command(commands.recv().unwrap_or(Command::Shutdown), channel)?;
+            (Phase::Idle, Some(line)) => {
+                talk.command(commands.recv().unwrap_or(Command::Shutdown), line)?;
+                // So that the partition finds it when it is entered.
+                line.service()?;
                 continue;
             }
             _ => {}
@@ -141,16 +98,17 @@ pub fn converse<M: Machine>(
             exit => return Err(end(exit)),
         }
         let looks = matches!(exit, Exit::Kick | Exit::Waiting);
-        if session.is_none() && looks {
-            let shared = machine.partition_stats(id)?.pages_shared;
-            if shared >= SESSION_PAGES {
-                session = Some(machine.map_session(session_ipa)?);
-            }
+        if line.is_none() && looks && machine.partition_stats(id)?.pages_shared >= VIRTIO_PAGES {
+            line = Some(machine.connect()?);
         }
-        let mut moved = looks && devices.service()?;
-        if let Some(session) = &session {
-            let channel: &Session = session;
-            moved |= talk.exchange(channel)?;
+        let mut moved = false;
+        if let Some(line) = &mut line {
+            moved = looks && line.service()?;
+            moved |= talk.exchange(line)?;
+            if moved {
+                // What was sent, and room for more, as well.
+                line.service()?;
+            }
         }
         if talk.phase == Phase::Ending {
             ending += 1;
@@ -203,16 +161,16 @@ struct Talk<'a> {
 
 impl Talk<'_> {
     /// Passes a command on, while the partition is idle.
-    fn command(&mut self, command: Command, channel: &impl Channel) -> Result<()> {
+    fn command(&mut self, command: Command, channel: &mut impl Channel<Error = RingError>) -> Result<()> {
         let (kind, payload, phase) = match &command {
             Command::Ask(request) => (frame::REQUEST, request.as_slice(), Phase::Answering),
             Command::Forget => (frame::RESET, &[][..], Phase::Idle),
             Command::Grow => (frame::GROW, &[][..], Phase::Idle),
             Command::Shutdown => (frame::SHUTDOWN, &[][..], Phase::Ending),
         };
-        // An idle partition empties the ring when it runs; one that does not end is stopped.
-        if !channel.send(kind, payload)? && phase != Phase::Ending {
-            return Err(Error::protocol("the ring of requests is full although it is idle"));
+        // An idle partition empties the stream when it runs; one that does not end is stopped.
+        if !channel.send(kind, payload, &[]).map_err(broken)? && phase != Phase::Ending {
+            return Err(Error::protocol("the stream of requests is full although it is idle"));
         }
         self.phase = phase;
         self.cancel_sent = false;
@@ -220,15 +178,15 @@ impl Talk<'_> {
     }
 
     /// Reads all frames that are there, and sends what is due. Returns whether anything moved.
-    fn exchange(&mut self, channel: &impl Channel) -> Result<bool> {
+    fn exchange(&mut self, channel: &mut impl Channel<Error = RingError>) -> Result<bool> {
         let mut moved = false;
-        while let Some((kind, length)) = channel.receive(&mut self.buffer)? {
+        while let Some((kind, length)) = channel.receive(&mut self.buffer).map_err(broken)? {
             let payload = self.buffer.get(..length).unwrap_or(&[]).to_vec();
             self.take(kind, &payload)?;
             moved = true;
         }
         if self.phase == Phase::Answering && !self.cancel_sent && self.cancel.load(Ordering::Relaxed) {
-            self.cancel_sent = channel.send(frame::CANCEL, &[])?;
+            self.cancel_sent = channel.send(frame::CANCEL, &[], &[]).map_err(broken)?;
             moved = true;
         }
         Ok(moved)
@@ -275,7 +233,7 @@ fn fixed<T: FromBytes>(payload: &[u8]) -> Result<T> {
 
 fn broken(error: RingError) -> Error {
     Error::protocol(match error {
-        RingError::Corrupt => "a position in the ring is impossible",
+        RingError::Corrupt => "a position in the stream is impossible",
         RingError::TooLong => "a frame is too long",
     })
 }
@@ -292,12 +250,7 @@ fn refused(payload: &[u8]) -> Result<(Error, u64)> {
             "the model file's",
             "use a GGUF file of a supported model",
         ),
-        session::failure::MEMORY => Error::new(
-            Code::Partition,
-            format!("the partition's memory does not suffice: {text}"),
-            "the caller's",
-            "give it more with --mem-heap, or use a shorter context (-c)",
-        ),
+        session::failure::MEMORY => memory_does_not_suffice(text),
         session::failure::REQUEST => Error::usage(
             format!("the partition refuses the request: {text}"),
             "shorten the prompt, clear the conversation, or change the options",
@@ -307,9 +260,21 @@ fn refused(payload: &[u8]) -> Result<(Error, u64)> {
     Ok((error, if failure.code == session::failure::MEMORY { failure.bytes } else { 0 }))
 }
 
+fn memory_does_not_suffice(text: &str) -> Error {
+    Error::new(
+        Code::Partition,
+        format!("the partition's memory does not suffice: {text}"),
+        "the caller's",
+        "give it more with --mem-heap, or use a shorter context (-c)",
+    )
+}
+
 /// The error that an end of the partition is, when nobody asked for it.
 pub fn end(exit: Exit) -> Error {
     match exit {
+        Exit::Finished(session::EXIT_NO_MEMORY) => {
+            memory_does_not_suffice("the heap does not hold what a session begins with")
+        }
         Exit::Finished(code) => ended(&format!("ended itself early with code {code}")),
         Exit::Crashed(cause, detail) => crashed(cause, detail),
         _ => ended("was stopped"),
@@ -344,7 +309,6 @@ pub fn interrupted() -> Error {
 mod tests {
     use super::*;
     use crate::fake::{Fake, Script};
-    use hyp_abi::manifest::layout;
     use hyp_abi::service::run_exit;
     use hyp_abi::session::{RING_SIZE, failure};
     use std::sync::mpsc::channel;
@@ -365,7 +329,7 @@ mod tests {
             hear(&message);
             said.push(message);
         };
-        let end = converse(fake, Fake::ID, layout::SESSION, &receiver, cancel, &mut NoDevices, &mut tell);
+        let end = converse(fake, Fake::ID, &receiver, cancel, &mut tell);
         (said, end)
     }
 
@@ -455,25 +419,17 @@ mod tests {
 
     #[test]
     fn devices_are_looked_after_when_the_partition_asks() {
-        struct Counter(u32);
-        impl Devices for Counter {
-            fn service(&mut self) -> Result<bool> {
-                self.0 += 1;
-                if self.0 > 3 { Err(Error::protocol("enough")) } else { Ok(true) }
-            }
-        }
         let fake = Fake::started(|fake: &Fake| {
+            fake.share_session();
             for exit in [Exit::Kick, Exit::Slice, Exit::Sleep, Exit::Waiting, Exit::Kick, Exit::Kick] {
                 fake.come_out(exit);
             }
             unreachable!("the device gave up");
         });
-        let mut devices = Counter(0);
-        let (_sender, receiver) = channel();
-        let cancel = AtomicBool::new(false);
-        let end = converse(&fake, Fake::ID, layout::SESSION, &receiver, &cancel, &mut devices, &mut |_| {});
+        fake.break_devices_after(3);
+        let (_, end) = talk_of(&fake, [], &AtomicBool::new(false), &mut |_| {});
         assert!(end.unwrap_err().what.contains("enough"));
-        assert_eq!(devices.0, 4);
+        assert_eq!(fake.services(), 4);
     }
 
     #[test]
@@ -623,6 +579,7 @@ mod tests {
             (Exit::Crashed(9, [0, 0]), "cause 9"),
             (Exit::Stopped, "was stopped"),
             (Exit::Finished(3), "code 3"),
+            (Exit::Finished(session::EXIT_NO_MEMORY), "memory does not suffice"),
             (Exit::Unknown(run_exit::INTERRUPT), "reason 0"),
         ] {
             let (said, end) = talk(move |_: &Fake| exit, false);

@@ -20,7 +20,7 @@ use crate::image::Image;
 use crate::load::{Load, Piece, give};
 use crate::machine::{Contents, Machine, Measured};
 use crate::report::{Report, hex, milliseconds};
-use crate::session::{Command, Message, NoDevices, compute, converse, end, interrupted};
+use crate::session::{Command, Message, compute, converse, end, interrupted};
 
 /// Messages of the partition that wait for the front; then the vCPU waits.
 const BACKLOG: usize = 64;
@@ -189,9 +189,7 @@ pub fn with_partition<M: Machine, T>(
             let first = scope.spawn(move || {
                 // The front listens until this thread ends, or does not care any more.
                 let mut pass_on = |message| drop(sender.send(message));
-                let cancel = options.cancel;
-                let talked =
-                    converse(machine, id, layout::SESSION, &receiver, cancel, &mut NoDevices, &mut pass_on);
+                let talked = converse(machine, id, &receiver, options.cancel, &mut pass_on);
                 is_over.store(true, Ordering::Relaxed);
                 talked
             });
@@ -411,7 +409,8 @@ mod tests {
     use crate::image::tests::{elf, manifest};
     use crate::load::STEP;
     use crate::machine::Exit;
-    use hyp_abi::session::{Done, Failure, Ready, SESSION_PAGES, failure, frame};
+    use hyp_abi::session::{Done, Failure, Ready, failure, frame};
+    use hyp_abi::virtio::VIRTIO_PAGES;
     use nix::errno::Errno;
 
     fn image() -> Image {
@@ -532,7 +531,7 @@ mod tests {
     fn the_heap_grows_while_the_partition_runs() {
         let (report, _) = growing(1 << 20, true, false);
         let report = report.unwrap();
-        assert_eq!(report.pages_given, 2 + 1 + 25 + SESSION_PAGES + 2 + 512);
+        assert_eq!(report.pages_given, 2 + 1 + 25 + VIRTIO_PAGES + 2 + 512);
         assert_eq!(report.pages_recalled, report.pages_given);
         // A fixed heap, more than the region holds, a lack that is not known.
         for (missing, grows) in [(1 << 20, false), (5 << 30, true), (0, true)] {
@@ -582,7 +581,7 @@ mod tests {
         assert_eq!((report.prompt_tokens, report.tokens), (30, 2));
         assert_eq!((report.prefill_ms, report.decode_ms), (500.0, 100.0));
         assert_eq!((report.prefill_tokens_per_s, report.tokens_per_s), (60.0, 20.0));
-        let pages = 2 + 1 + 25 + SESSION_PAGES + 3 * STEP_PAGES + 2;
+        let pages = 2 + 1 + 25 + VIRTIO_PAGES + 3 * STEP_PAGES + 2;
         assert_eq!((report.pages_given, report.pages_recalled), (pages, pages));
         assert_eq!(report.bytes_loaded, 3 * 4096 + model.len() as u64);
         assert_eq!(report.measurement, hex(&fake.measurement()));
@@ -652,7 +651,7 @@ mod tests {
             run(&Load { image: &small, model: &[1; 4097], ..load }, &request()).what.contains("does not fit")
         );
         let mut none = manifest();
-        none.regions[3].page_count = SESSION_PAGES - 1;
+        none.regions[3].page_count = VIRTIO_PAGES - 1;
         let none = Image::parse(&elf(none.as_bytes(), &[(layout::IMAGE, 64, &[])])).unwrap();
         assert!(run(&Load { image: &none, ..load }, &request()).what.contains("session"));
         assert!(!fake.was_created());

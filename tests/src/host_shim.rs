@@ -13,7 +13,7 @@ use flexserve::image::Image;
 use flexserve::machine::{Contents, Machine, Measured};
 use flexserve::{DEVICE_PATH, IMAGE_PATH};
 use hyp_abi::manifest::layout;
-use hyp_abi::session::SESSION_PAGES;
+use hyp_abi::virtio::VIRTIO_PAGES;
 use serde_json::Value;
 
 use crate::host::{load_product_module, unload_product_module};
@@ -299,7 +299,7 @@ fn rounds_of(count: u32) -> Result<()> {
             device.give(pages.ipa, Contents::Bytes(&pages.bytes[..4096 * 4]), false)?;
         }
         device.give(layout::HEAP, Contents::Zero(u64::from(1 + number % 600)), false)?;
-        device.give(layout::SESSION, Contents::Zero(SESSION_PAGES), true)?;
+        device.give(layout::VIRTIO, Contents::Zero(VIRTIO_PAGES), true)?;
         if !number.is_multiple_of(3) {
             while let Measured::Left(_) = device.measure()? {}
             device.start()?;

@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use flexserve::error::status_name;
 use flexserve::image::Image;
+use flexserve::machine::Line;
+use flexserve::virtio::Devices;
+use flexserve::virtio::wire::Wire;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::{self, error};
 use hyp_abi::manifest::layout;
 use hyp_abi::service::{PageRange, STEP_PAGES, op, run_exit};
 use hyp_abi::session::probe::{self, Command, Report};
-use hyp_abi::session::{MAX_FRAME, Request, SESSION_PAGES, frame};
+use hyp_abi::session::{Channel, MAX_FRAME, Request, SESSION_PAGES, frame};
+use hyp_abi::virtio::VIRTIO_PAGES;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::host::{Host, Reply};
@@ -72,6 +76,8 @@ pub struct Partition<'h> {
     id: u16,
     given: BTreeMap<u64, u64>,
     session: Option<Window>,
+    /// The product's session.
+    wire: Option<Wire>,
     shared: bool,
 }
 
@@ -81,7 +87,7 @@ impl<'h> Partition<'h> {
         let bytes = image.manifest_bytes();
         let reply = host.service_with_bytes(op::CREATE, [bytes.len() as u64, 0, 0, 0], bytes)?;
         let id = reply.ok("CREATE")?[0] as u16;
-        Ok(Self { host, id, given: BTreeMap::new(), session: None, shared: false })
+        Ok(Self { host, id, given: BTreeMap::new(), session: None, wire: None, shared: false })
     }
 
     /// Makes a running probe; with a secret, its heap is full of it.
@@ -108,8 +114,8 @@ impl<'h> Partition<'h> {
         for first in (0..heap).step_by(BLOCK as usize) {
             partition.give_zero(layout::HEAP + first * PAGE_SIZE, BLOCK.min(heap - first))?;
         }
-        let session = partition.give_zero(layout::SESSION, SESSION_PAGES)?;
-        partition.session = Some(host.module.map(session, SESSION_PAGES)?);
+        let pages = partition.give_zero(layout::VIRTIO, VIRTIO_PAGES)?;
+        partition.wire = Some(Wire::new(Devices::new(host.module.map_virtio(pages)?)));
         host.measure(partition.id)?;
         host.service(op::START, [partition.id.into(), 0, 0, 0])?.ok("START")?;
         match partition.await_frame(&mut Self::enter)? {
@@ -126,9 +132,10 @@ impl<'h> Partition<'h> {
         enter: &mut dyn FnMut(&Self) -> Result<Exit>,
     ) -> Result<String> {
         let request = Request { max_tokens, ..Request::default() };
-        let session = self.session.as_ref().filter(|_| self.shared).context("there is no session")?.session();
-        let sent = session.to_partition.send(frame::REQUEST, request.as_bytes(), prompt.as_bytes());
-        ensure!(sent == Ok(true), "the ring is full or broken");
+        let wire = self.wire.as_mut().filter(|_| self.shared).context("there is no session")?;
+        let sent = wire.send(frame::REQUEST, request.as_bytes(), prompt.as_bytes());
+        ensure!(sent == Ok(true), "the stream is full or broken");
+        wire.service()?;
         let mut text = Vec::new();
         loop {
             match self.await_frame(enter)? {
@@ -301,7 +308,16 @@ impl<'h> Partition<'h> {
                 Exit::Kick | Exit::Timer | Exit::Waiting => {}
             }
             if !self.shared {
-                self.shared = self.host.partition_stats(self.id)?.pages_shared >= SESSION_PAGES;
+                let needed = if self.wire.is_some() { VIRTIO_PAGES } else { SESSION_PAGES };
+                self.shared = self.host.partition_stats(self.id)?.pages_shared >= needed;
+            }
+            if let Some(wire) = self.wire.as_mut().filter(|_| self.shared) {
+                wire.service()?;
+                if let Some((kind, length)) =
+                    wire.receive(&mut buffer).ok().context("the stream is broken")?
+                {
+                    return Ok(Frame::Payload(kind, buffer[..length].to_vec()));
+                }
             }
             if let Some(session) = self.session.as_ref().filter(|_| self.shared) {
                 let frame = session.session().to_host.receive(&mut buffer);

@@ -1,9 +1,9 @@
 //! The session: requests from the host, answers of the inference engine.
 //!
-//! All that comes from the host is hostile: positions and lengths (the rings check them), kinds, parameters, and the
-//! prompt, which is copied out once and then checked. A request can fail in three ways, by ERROR, and the session goes on:
-//! it is malformed, memory does not suffice, or the model turns out broken. A broken ring ends the partition. A host that
-//! does not empty its ring denies itself the answer, nothing else.
+//! All that comes from the host is hostile: lengths (the channel checks them), kinds, parameters, and the prompt, which is
+//! copied out once and then checked. A request can fail in three ways, by ERROR, and the session goes on: it is malformed,
+//! memory does not suffice, or the model turns out broken. A broken channel ends the partition. A host that does not take
+//! what is sent denies itself the answer, nothing else.
 //!
 //! No prompt or answer byte leaves but in TOKEN frames; error texts are made of the engine's words, numbers and names of
 //! the model file.
@@ -20,14 +20,16 @@ use flexserve_engine::{
     StopReason, generate,
 };
 use hyp_abi::session::{
-    Done, Failure, MAGIC, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_RAW, Ready, Request, Ring, RingError,
-    Session, failure, frame,
+    Channel, Done, Failure, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_RAW, Ready, Request, RingError,
+    failure, frame,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::virtio::{Fault, stream};
+
 /// What the session needs of the world.
 pub trait Platform {
-    /// Asks the host to look at the session; returns when the partition runs again.
+    /// Has the host take what it was sent, when the channel is full; returns when the partition runs again.
     fn kick(&self);
     /// Waits for a message of the host.
     fn wait(&self);
@@ -58,12 +60,12 @@ pub enum End {
     Shutdown,
     /// The model was refused, or no memory was left to start; an ERROR frame says why.
     Refused,
-    /// The host broke a ring: nothing more can be said.
+    /// The host broke the channel: nothing more can be said.
     Broken,
 }
 
 impl End {
-    /// Exit code when there was no session to begin with: the hypervisor refused what every partition may do, or session
+    /// Exit code when there was no session to begin with: the hypervisor refused what every partition may do, or virtio
     /// pages are missing.
     pub const NO_SESSION: u64 = 3;
 
@@ -83,39 +85,48 @@ impl From<RingError> for End {
     }
 }
 
+impl From<Fault> for End {
+    fn from(_: Fault) -> Self {
+        End::Broken
+    }
+}
+
+/// Least bytes of heap to begin a session with: the stream's window, two frame buffers, and as much again.
+pub const LEAST_HEAP: usize = 2 * (stream::WINDOW + 2 * MAX_FRAME);
+
 /// Heap bytes that a context may not take: for the tokens of the prompt, the sampler's candidates and the allocator's own
 /// use.
 const RESERVE: usize = 1 << 20;
 
-/// Runs a session to its end, with the GGUF file at the start of `model` (what follows it is ignored). `start` is when the
-/// partition started, in ticks.
-pub fn serve(session: &Session, model: &[u8], start: u64, platform: &impl Platform) -> End {
-    session.magic.store(MAGIC, core::sync::atomic::Ordering::Release);
-    let outbox = Outbox { ring: &session.to_host, platform };
-    let Err(end) = run(session, model, start, platform, &outbox);
+/// Runs a session to its end over a channel that has the host look at what is sent, with the GGUF file at the start of
+/// `model` (what follows it is ignored). `start` is when the partition started, in ticks.
+pub fn serve<C>(channel: C, model: &[u8], start: u64, platform: &impl Platform) -> End
+where
+    C: Channel<Error: Into<End>>,
+{
+    let Err(end) = run(model, start, &mut Link { channel, platform, buffer: Vec::new(), held: None });
     end
 }
 
-fn run<P: Platform>(
-    session: &Session,
+fn run<C: Channel<Error: Into<End>>, P: Platform>(
     bytes: &[u8],
     start: u64,
-    platform: &P,
-    outbox: &Outbox<'_, P>,
+    link: &mut Link<'_, C, P>,
 ) -> Result<core::convert::Infallible, End> {
+    let platform = link.platform;
     let buffers = frame_buffer().and_then(|first| Some((first, frame_buffer()?)));
     let Some((mut payload, next)) = buffers else {
-        outbox.fail(failure::MEMORY, 0, format_args!("the heap does not hold the frame buffers"))?;
+        link.fail(failure::MEMORY, 0, format_args!("the heap does not hold the frame buffers"))?;
         return Err(End::Refused);
     };
-    let mut inbox = Inbox { ring: &session.to_partition, platform, buffer: next, held: None };
+    link.buffer = next;
 
     let limits = Limits { memory_bytes: platform.heap_free(), ..Limits::default() };
     let model = match Model::load(bytes, &limits) {
         Ok(model) => model,
         Err(error) => {
             platform.log(format_args!("model refused, code {}", blame(&error)));
-            outbox.fail(blame(&error), 0, format_args!("{error}"))?;
+            link.fail(blame(&error), 0, format_args!("{error}"))?;
             return Err(End::Refused);
         }
     };
@@ -129,26 +140,26 @@ fn run<P: Platform>(
     platform.log(format_args!(
         "ready: model of {model_bytes} bytes, {heap_used} bytes of heap, {load_ticks} ticks"
     ));
-    outbox.send(frame::READY, ready.as_bytes(), &[])?;
+    link.send(frame::READY, ready.as_bytes(), &[])?;
 
     let mut context = Context { model: &model, session: None, conversation: Conversation::new() };
     loop {
-        let (kind, length) = inbox.wait_for(&mut payload)?;
+        let (kind, length) = link.wait_for(&mut payload)?;
         let payload = payload.get(..length).unwrap_or(&[]);
         match kind {
-            frame::REQUEST => match answer(&mut context, payload, &mut inbox, outbox)? {
+            frame::REQUEST => match answer(&mut context, payload, link)? {
                 Ok(done) => {
                     platform.log(format_args!("request done, stop {}", done.stop));
-                    outbox.send(frame::DONE, done.as_bytes(), &[])?;
+                    link.send(frame::DONE, done.as_bytes(), &[])?;
                 }
                 Err(Refusal::Malformed(what)) => {
                     platform.log(format_args!("request refused, code {}", failure::REQUEST));
-                    outbox.fail(failure::REQUEST, 0, format_args!("{what}"))?;
+                    link.fail(failure::REQUEST, 0, format_args!("{what}"))?;
                 }
                 Err(Refusal::Engine(error)) => {
                     platform.log(format_args!("request refused, code {}", blame(&error)));
                     let missing = missing(&error, platform.heap_free());
-                    outbox.fail(blame(&error), missing, format_args!("{error}"))?;
+                    link.fail(blame(&error), missing, format_args!("{error}"))?;
                 }
             },
             // It crossed the end of the answer that it was to stop.
@@ -156,7 +167,7 @@ fn run<P: Platform>(
             frame::RESET => context.conversation = Conversation::new(),
             frame::GROW => platform.grow(),
             frame::SHUTDOWN => return Err(End::Shutdown),
-            _ => outbox.fail(failure::REQUEST, 0, format_args!("frame kind {kind:#x} is unknown"))?,
+            _ => link.fail(failure::REQUEST, 0, format_args!("frame kind {kind:#x} is unknown"))?,
         }
     }
 }
@@ -242,13 +253,12 @@ impl<'m> Context<'m> {
 }
 
 /// Answers one request, up to but without its last frame. The outer error ends the session.
-fn answer<P: Platform>(
+fn answer<C: Channel<Error: Into<End>>, P: Platform>(
     context: &mut Context<'_>,
     payload: &[u8],
-    inbox: &mut Inbox<'_, P>,
-    outbox: &Outbox<'_, P>,
+    link: &mut Link<'_, C, P>,
 ) -> Result<Result<Done, Refusal>, End> {
-    let platform = outbox.platform;
+    let platform = link.platform;
     let start = platform.ticks();
     let mut prefilled = start;
     let mut end = None;
@@ -271,12 +281,12 @@ fn answer<P: Platform>(
             let sent = match event {
                 Event::Prefilled { .. } => {
                     prefilled = platform.ticks();
-                    outbox.send(frame::PREFILLED, &[], &[])
+                    link.send(frame::PREFILLED, &[], &[])
                 }
-                Event::Text(text) => outbox.send_text(text),
+                Event::Text(text) => link.send_text(text),
                 _ => Ok(()),
             };
-            match sent.and_then(|()| inbox.cancelled()) {
+            match sent.and_then(|()| link.cancelled()) {
                 Ok(false) => Flow::Continue,
                 Ok(true) => Flow::Stop,
                 Err(why) => {
@@ -319,26 +329,27 @@ fn parse(payload: &[u8]) -> Result<(Request, &str), &'static str> {
     Ok((request, prompt))
 }
 
-/// Frames to the host.
-struct Outbox<'a, P> {
-    ring: &'a Ring,
+/// Frames to and from the host.
+struct Link<'a, C, P> {
+    channel: C,
     platform: &'a P,
+    /// [`MAX_FRAME`] bytes.
+    buffer: Vec<u8>,
+    /// Kind and length of a frame in `buffer` that came during an answer and is to be served after it.
+    held: Option<(u32, usize)>,
 }
 
-impl<P: Platform> Outbox<'_, P> {
-    /// Sends one frame and has the host look, as often as it takes for the frame to fit.
-    fn send(&self, kind: u32, first: &[u8], second: &[u8]) -> Result<(), End> {
-        loop {
-            let sent = self.ring.send(kind, first, second)?;
+impl<C: Channel<Error: Into<End>>, P: Platform> Link<'_, C, P> {
+    /// Sends one frame; has the host look as often as it takes for the frame to fit.
+    fn send(&mut self, kind: u32, first: &[u8], second: &[u8]) -> Result<(), End> {
+        while !self.channel.send(kind, first, second).map_err(Into::into)? {
             self.platform.kick();
-            if sent {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     /// Sends text, in several frames if a model's token is longer than a frame.
-    fn send_text(&self, mut text: &str) -> Result<(), End> {
+    fn send_text(&mut self, mut text: &str) -> Result<(), End> {
         loop {
             let (frame, rest) = text.split_at(text.floor_char_boundary(MAX_FRAME));
             self.send(frame::TOKEN, frame.as_bytes(), &[])?;
@@ -349,31 +360,23 @@ impl<P: Platform> Outbox<'_, P> {
         }
     }
 
-    fn fail(&self, code: u32, bytes: u64, text: core::fmt::Arguments<'_>) -> Result<(), End> {
+    fn fail(&mut self, code: u32, bytes: u64, text: core::fmt::Arguments<'_>) -> Result<(), End> {
         // On the stack, since the heap may be what is missing. What does not fit is cut off, by `write_fmt`'s error.
         let mut buffer = ArrayString::<512>::new();
         let _ = buffer.write_fmt(text);
         self.send(frame::ERROR, Failure { code, reserved: 0, bytes }.as_bytes(), buffer.as_bytes())
     }
-}
 
-/// Frames from the host.
-struct Inbox<'a, P> {
-    ring: &'a Ring,
-    platform: &'a P,
-    /// [`MAX_FRAME`] bytes.
-    buffer: Vec<u8>,
-    /// Kind and length of a frame in `buffer` that came during an answer and is to be served after it.
-    held: Option<(u32, usize)>,
-}
+    fn receive(&mut self) -> Result<Option<(u32, usize)>, End> {
+        self.channel.receive(&mut self.buffer).map_err(Into::into)
+    }
 
-impl<P: Platform> Inbox<'_, P> {
-    /// Returns the next frame, with its payload in `payload`, whose place in the inbox the old one takes.
+    /// Returns the next frame, with its payload in `payload`, whose place in the link the old one takes.
     fn wait_for(&mut self, payload: &mut Vec<u8>) -> Result<(u32, usize), End> {
         loop {
             let frame = match self.held.take() {
                 Some(frame) => Some(frame),
-                None => self.ring.receive(&mut self.buffer)?,
+                None => self.receive()?,
             };
             if let Some(frame) = frame {
                 core::mem::swap(&mut self.buffer, payload);
@@ -388,7 +391,7 @@ impl<P: Platform> Inbox<'_, P> {
         if self.held.is_some() {
             return Ok(false);
         }
-        match self.ring.receive(&mut self.buffer)? {
+        match self.receive()? {
             None => Ok(false),
             Some((frame::CANCEL, _)) => Ok(true),
             Some((frame::SHUTDOWN, _)) => Err(End::Shutdown),

@@ -1,10 +1,14 @@
 //! Session frames over a stream.
 
+use arrayvec::ArrayVec;
 use hyp_abi::session::{Channel, HEADER, RingError, frame_header, parse_frame_header};
 
 use super::pool::Access;
 use super::stream::Stream;
 use super::{Doorbell, Fault};
+
+/// Most bytes of a frame that is sent in one piece: each piece is a turn of the host's.
+const SMALL: usize = 512;
 
 /// A stream that carries frames, each a header and its payload.
 pub struct Frames<A: Access, D: Doorbell> {
@@ -32,8 +36,14 @@ impl<A: Access, D: Doorbell> Channel for Frames<A, D> {
     /// Waits for room a bounded time, so that it is never false.
     fn send(&mut self, kind: u32, first: &[u8], second: &[u8]) -> Result<bool, Fault> {
         let header = frame_header(kind, first.len().saturating_add(second.len()))?;
-        for part in [&header, first, second] {
-            self.stream.write_all(part)?;
+        let parts = [&header, first, second];
+        let mut whole = ArrayVec::<u8, SMALL>::new();
+        if parts.iter().all(|part| whole.try_extend_from_slice(part).is_ok()) {
+            self.stream.write_all(&whole)?;
+        } else {
+            for part in parts {
+                self.stream.write_all(part)?;
+            }
         }
         Ok(true)
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use clap::Parser;
 use flexserve::cli::{Cli, Command, RunArgs, Seed, random_seed};
 use flexserve::device::Device;
-use flexserve::error::{Code, Result};
+use flexserve::error::{Code, Error, Result};
 use flexserve::events::Event;
 use flexserve::image::Image;
 use flexserve::interactive::{
@@ -17,11 +17,13 @@ use flexserve::load::Load;
 use flexserve::machine::Machine;
 use flexserve::output::{Mode, Output};
 use flexserve::report::{Report, hex};
+use flexserve::virtio::block::scratch;
 use flexserve::vmm::{Form, Live, Options, Request, run, with_partition};
 use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
 use hyp_abi::ffa;
 use hyp_abi::service::INFO_FAULT_KNOBS;
 use hyp_abi::stats::{Cost, PartitionStats, state};
+use hyp_abi::virtio::{SLOT_MODEL, SLOT_SCRATCH};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 
@@ -84,7 +86,7 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
     };
     // What is wrong on this side is said before the hypervisor is asked.
     request.to_bytes()?;
-    let device = Device::open(Path::new(DEVICE_PATH))?;
+    let mut device = Device::open(Path::new(DEVICE_PATH))?;
     let info = device.info()?;
     if info.service_flags & INFO_FAULT_KNOBS != 0 {
         eprintln!(
@@ -92,7 +94,12 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
         );
     }
     let image = Image::load(&args.image)?;
-    let model = model::open(&path)?;
+    let (model_file, model) = model::open(&path)?;
+    device.add_disk(SLOT_MODEL, model_file, true);
+    let scratch = scratch(args.scratch).map_err(|error| {
+        Error::usage(format!("the scratch file: {error}"), "make room for it, or use a smaller --scratch")
+    })?;
+    device.add_disk(SLOT_SCRATCH, scratch, false);
     let heap_bytes = match args.mem_heap {
         Some(bytes) => bytes,
         None => heap::needed(model.bytes(), args.context, image.manifest().vcpu_count)?,

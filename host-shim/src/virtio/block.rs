@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hyp_abi::virtio::{CONFIG_SIZE, ID_BLOCK};
 use virtio_bindings::virtio_blk::{
@@ -18,6 +19,20 @@ use crate::error::Result;
 pub const BLOCK: u64 = 512;
 /// Bytes moved at a time.
 const STEP: usize = 64 * 1024;
+
+/// Makes a file of this size, of zeros, that nobody else can open and that is gone when it is closed.
+///
+/// # Errors
+/// The operating system's.
+pub fn scratch(size: u64) -> io::Result<File> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("flexserve-scratch-{}-{number}", std::process::id()));
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    file.set_len(size)?;
+    Ok(file)
+}
 
 /// The device.
 #[derive(Debug)]
@@ -149,5 +164,21 @@ impl Device for Block {
             moved = true;
         }
         Ok(moved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_files_are_empty_and_have_no_name() {
+        let files = [scratch(1000).unwrap(), scratch(1000).unwrap()];
+        files[0].write_all_at(b"here", 996).unwrap();
+        let mut byte = [1];
+        files[1].read_exact_at(&mut byte, 999).unwrap();
+        assert_eq!((byte, files[1].metadata().unwrap().len()), ([0], 1000));
+        use std::os::unix::fs::MetadataExt;
+        assert!(files.iter().all(|file| file.metadata().unwrap().nlink() == 0));
     }
 }

@@ -10,6 +10,7 @@
 pub mod block;
 pub mod frames;
 pub mod socket;
+pub mod wire;
 
 use std::fs::File;
 use std::sync::atomic::Ordering;
@@ -57,7 +58,7 @@ pub fn anonymous() -> Result<Memory> {
 }
 
 /// A device behind a slot.
-pub trait Device: Send {
+pub trait Device: Send + Sync {
     /// Device id of the specification.
     fn id(&self) -> u32;
     /// Device-specific features that it offers.

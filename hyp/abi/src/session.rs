@@ -1,9 +1,10 @@
-//! The session: a few pages that the partition shares with the host and that hold two byte rings.
+//! The session: frames between the host and a partition, over a [`Channel`].
 //!
-//! The partition shares the pages, writes [`MAGIC`], and waits with FFA_MSG_WAIT. The host writes a frame into
-//! `to_partition` and lets it run; answers come back in `to_host`, each followed by FFA_YIELD so that the host
-//! looks. Each side trusts nothing that it reads: positions are taken modulo the ring, lengths are bounded by what
-//! is there, and bytes are copied out once before they are looked at.
+//! The product's channel is the stream of a virtio socket device ([`crate::virtio`]). The probe's is a pair of byte rings
+//! in pages of its own: it shares them, writes [`MAGIC`], and waits with FFA_MSG_WAIT. The host writes a frame into
+//! `to_partition` and lets it run; answers come back in `to_host`, each followed by FFA_YIELD so that the host looks. Each
+//! side trusts nothing that it reads: positions are taken modulo the ring, lengths are bounded by what is there, and bytes
+//! are copied out once before they are looked at.
 
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -118,6 +119,9 @@ pub mod failure {
     /// The request is malformed: the caller's fault.
     pub const REQUEST: u32 = 3;
 }
+
+/// Exit code of a partition whose heap does not even hold what a session begins with.
+pub const EXIT_NO_MEMORY: u64 = 4;
 
 /// Frames between the attack suite and the probe (`guest-llm/src/bin/guest-probe`), a hostile partition that commits
 /// one act per frame. Not part of the product's session: the inference runtime answers these kinds with ERROR.
@@ -466,7 +470,7 @@ pub fn parse_frame_header(header: [u8; HEADER]) -> Result<(u32, usize), RingErro
     if length > MAX_FRAME { Err(RingError::TooLong) } else { Ok((u32::from_le_bytes([a, b, c, d]), length)) }
 }
 
-/// The session pages. Valid when zeroed. Lies at [`crate::manifest::layout::SESSION`] in the partition.
+/// The session pages of the probe. Valid when zeroed. Lies at [`crate::manifest::layout::SESSION`] in the partition.
 #[repr(C, align(4096))]
 pub struct Session {
     /// [`MAGIC`] once the partition listens.

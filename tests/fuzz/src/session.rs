@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use arbitrary::Unstructured;
 use guest_llm::serve::{End, Platform, serve};
-use hyp_abi::session::{MAX_FRAME, RING_SIZE, Ring, Session};
+use hyp_abi::session::{Channel, MAX_FRAME, RING_SIZE, Ring, RingError, Session};
 use zerocopy::IntoBytes;
 
 const TINY: &[u8] = include_bytes!("../../models/tiny-f16.gguf");
@@ -109,6 +109,23 @@ impl Platform for Host<'_> {
     }
 }
 
+/// The rings as a channel that has the host look at what is sent.
+struct Rings<'h, 'a>(&'h Host<'a>);
+
+impl Channel for Rings<'_, '_> {
+    type Error = RingError;
+
+    fn send(&mut self, kind: u32, first: &[u8], second: &[u8]) -> Result<bool, RingError> {
+        let sent = self.0.session.to_host.send(kind, first, second)?;
+        self.0.act();
+        Ok(sent)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Option<(u32, usize)>, RingError> {
+        self.0.session.to_partition.receive(buffer)
+    }
+}
+
 /// Serves a host that does what the input says; it must end, in one of the three ways.
 pub fn session(data: &[u8]) {
     let host = Host {
@@ -117,6 +134,6 @@ pub fn session(data: &[u8]) {
         input: RefCell::new(Unstructured::new(data)),
         turns: Cell::new(0),
     };
-    let end = serve(&host.session, TINY, 0, &host);
+    let end = serve(Rings(&host), TINY, 0, &host);
     assert!(matches!(end, End::Shutdown | End::Broken), "a good model was refused");
 }

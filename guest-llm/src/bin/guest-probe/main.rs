@@ -42,8 +42,8 @@ mod image {
     guest_llm::partition!(*b"guest-probe\0\0\0\0\0", main, crew::serve);
 
     fn main(general: u64, simd: u64) -> ! {
-        let Ok(memory) = ffa::identify().and_then(|_| memory::take()) else { ffa::exit(3) };
-        let session = memory.session;
+        let taken = ffa::identify().and_then(|_| Ok((memory::take()?, memory::take_session()?)));
+        let Ok((memory, session)) = taken else { ffa::exit(3) };
         session.magic.store(MAGIC, Ordering::Release);
         let send = |kind, payload: &[u8]| {
             while session.to_host.send(kind, payload, &[]) == Ok(false) {
