@@ -105,7 +105,8 @@ fn nothing_is_taken_before_the_partition_connects() {
     assert_eq!((end.room(), end.write(b"early"), end.is_connected()), (0, 0, false));
 }
 
-fn connected(world: &World) -> (Stream, StreamEnd, Bell) {
+/// A stream, the host's end of it, and honest devices.
+pub fn connected(world: &World) -> (Stream, StreamEnd, Bell) {
     let (socket, end) = Socket::new();
     let bell = devices(world, SLOT_STREAM, socket);
     let stream = Stream::connect(&world.region.devices[SLOT_STREAM], STREAM_PORT, bell.clone()).unwrap();

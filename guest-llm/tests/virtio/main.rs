@@ -3,6 +3,7 @@
 
 mod honest;
 mod hostile;
+mod session;
 
 use std::cell::RefCell;
 use std::rc::Rc;
