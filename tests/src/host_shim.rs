@@ -314,6 +314,10 @@ fn rounds_of(count: u32) -> Result<()> {
     };
     let before = balance()?;
     for number in 0..count {
+        // A machine that says nothing for a minute is taken for one that hangs.
+        if number.is_multiple_of(500) && number > 0 {
+            eprintln!("{number} rounds of {count}");
+        }
         round(number).with_context(|| format!("round {number}"))?;
     }
     let after = balance()?;
