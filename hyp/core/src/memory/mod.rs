@@ -197,6 +197,8 @@ impl Hypervisor {
             MEM_RECLAIM => self.memory_reclaim(platform, caller, args),
             _ => return None,
         };
+        // A partition's TX may hold more than a descriptor: it must not outlive the partition's own pages (I2).
+        self.buffer.fill(0);
         Some(result.unwrap_or_else(|refusal| {
             let mut answer = ffa::failure(refusal.code);
             if refusal.code == NO_MEMORY {

@@ -877,3 +877,19 @@ fn a_shutdown_ends_it_all() {
     assert_eq!(outcome, Outcome::Shutdown);
     scene.fails(&sent, LoanKind::Share, DENIED, "during a shutdown");
 }
+
+#[test]
+fn nothing_of_a_partitions_buffer_is_left_behind() {
+    let mut world = World::new();
+    let id = world.running();
+    world.enter(id, 0, 0);
+    let mapped = world.guest_call(id, &[abi::RXTX_MAP_64.into(), HEAP, HEAP + PAGE, 1]);
+    assert_eq!(mapped[0], u64::from(abi::SUCCESS_32));
+    let tx = world.hyp.memory().partition_page(&world.platform, slot(id), stage2::Ipa(HEAP)).unwrap().pa;
+    world.platform.machine.write_page(tx, &[0x5E; 4096]);
+    for function in [abi::MEM_RELINQUISH, abi::MEM_SHARE_64, abi::MEM_RETRIEVE_REQ_64] {
+        let answer = world.guest_call(id, &[function.into(), 4096, 4096]);
+        assert_eq!(answer[0], u64::from(abi::ERROR));
+        assert!(world.hyp.buffer.iter().all(|byte| *byte == 0), "{function:#x}");
+    }
+}
