@@ -26,6 +26,8 @@ const BUILD: &[&str] =
     &["fuzz", "build", "--fuzz-dir", "tests/fuzz/targets", "--sanitizer", "none", "--release"];
 /// The longest stretch between two lines of progress, in seconds.
 const STRETCH: u64 = 60;
+/// Where the sums are kept, below `target/`.
+const LEDGER: &str = "fuzz/ledger.json";
 /// Longest input in bytes.
 const MAX_INPUT: &str = "-max_len=4096";
 
@@ -48,26 +50,18 @@ pub fn main(paths: &Paths, args: &FuzzArgs) -> Result<()> {
             format!("use some of {}", TARGETS.join(", ")),
         ));
     }
-    let _lock = paths.lock("fuzz")?;
     let programs = build(paths)?;
-    let ledger_path = paths.target("fuzz/ledger.json");
-    let mut ledger: BTreeMap<String, Account> =
-        fs::read(&ledger_path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
     let wanted = |name: &&&str| args.targets.is_empty() || args.targets.iter().any(|wanted| wanted == **name);
     let mut failed = Vec::new();
     for name in TARGETS.iter().filter(wanted) {
+        // Different targets may run side by side.
+        let _lock = paths.lock(&format!("fuzz-{name}"))?;
         let target = Target { paths, name, program: programs.join(name) };
         let (mut spent, goal) = (0.0, args.minutes * 60.0);
         while spent < goal {
             let part = target.run(goal - spent)?;
             spent += part.cpu_seconds.max(0.1);
-            let account = ledger.entry((*name).to_owned()).or_default();
-            account.cpu_seconds += part.cpu_seconds;
-            account.executions += part.executions;
-            account.failures += part.failures;
-            account.coverage = account.coverage.max(part.coverage);
-            fs::write(&ledger_path, serde_json::to_string_pretty(&ledger)?)
-                .context("cannot write the ledger")?;
+            book(paths, name, &part)?;
             eprintln!("fuzz: {name}: {spent:.0} of {goal:.0} CPU seconds, {} edges", part.coverage);
             if part.failures > 0 {
                 failed.push((*name).to_owned());
@@ -75,7 +69,7 @@ pub fn main(paths: &Paths, args: &FuzzArgs) -> Result<()> {
             }
         }
     }
-    print(&ledger);
+    print(&ledger(paths));
     if failed.is_empty() {
         return Ok(());
     }
@@ -87,8 +81,27 @@ pub fn main(paths: &Paths, args: &FuzzArgs) -> Result<()> {
     ))
 }
 
+/// The sums so far.
+fn ledger(paths: &Paths) -> BTreeMap<String, Account> {
+    let bytes = fs::read(paths.target(LEDGER)).ok();
+    bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
+/// Adds what a stretch of the target `name` came to.
+fn book(paths: &Paths, name: &str, part: &Account) -> Result<()> {
+    let _lock = paths.lock("fuzz-ledger")?;
+    let mut ledger = ledger(paths);
+    let account = ledger.entry(name.to_owned()).or_default();
+    account.cpu_seconds += part.cpu_seconds;
+    account.executions += part.executions;
+    account.failures += part.failures;
+    account.coverage = account.coverage.max(part.coverage);
+    fs::write(paths.target(LEDGER), serde_json::to_string_pretty(&ledger)?).context("cannot write the ledger")
+}
+
 /// Builds all targets; returns the folder with the programs.
 fn build(paths: &Paths) -> Result<PathBuf> {
+    let _lock = paths.lock("fuzz-build")?;
     let tools = paths.target("tools");
     if !tools.join("bin/cargo-fuzz").exists() {
         eprintln!("fuzz: installing cargo-fuzz");
