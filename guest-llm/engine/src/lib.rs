@@ -37,10 +37,11 @@
 //!   name the guilty key, tensor or token.
 //! - **No allocation while decoding.** [`Session::new`] and [`Sampler::new`] allocate all that decoding uses.
 //! - **Determinism.** The same file, prompt, parameters and seed give the same tokens and *bit-identical logits* on
-//!   every target, for every batch size and every number of threads: kernels define their order of summation, SIMD variants keep it, nothing is
-//!   contracted to fused multiply-add, and transcendental functions come from `libm`. The caller must leave the
+//!   every target, for every batch size and every number of threads: kernels define their order of summation and where
+//!   multiplications and additions are fused, every instruction set keeps to that, and transcendental functions come from `libm`. The caller must leave the
 //!   floating point mode at its default (round to nearest, no flush to zero).
-//! - **Unsafe** lives in `kernels::neon` only; each kernel there has a portable twin that tests compare bit by bit.
+//! - **Unsafe** lives in `kernels::neon` and `kernels::x86` only: the primitives of an instruction set. The kernels over
+//!   them are safe and have a portable twin that tests compare bit by bit.
 //!
 //! # Modules
 //! [`gguf`] parses, [`model`] gives hyperparameters and tensors their meaning, [`tokenizer`] turns text to tokens and

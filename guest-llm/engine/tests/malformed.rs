@@ -111,7 +111,7 @@ const CASES: &[(&str, Change)] = &[
         f.tensors.push(bias);
     }),
     ("tensor blk.0.attn_q.weight: type 99 is not supported", |f| f.tensor(QUERY).ty = 99),
-    ("tensor blk.0.attn_q.weight: type 2 is not supported", |f| f.tensor(QUERY).ty = 2),
+    ("tensor blk.0.attn_q.weight: type Q2_K (10) is not supported", |f| f.tensor(QUERY).ty = 10),
     ("tensor blk.0.attn_q.weight: 0 dimensions instead of 1 to 4", |f| f.tensor(QUERY).dimensions.clear()),
     ("tensor blk.0.attn_q.weight: 5 dimensions instead of 1 to 4", |f| {
         f.tensor(QUERY).dimensions = vec![1; 5]

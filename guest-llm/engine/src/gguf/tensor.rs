@@ -12,35 +12,103 @@ pub enum TensorType {
     F32,
     /// IEEE 754 half precision.
     F16,
+    /// The upper half of single precision.
+    Bf16,
+    /// Blocks of 32: an F16 scale, 4-bit quants.
+    Q4_0,
+    /// Blocks of 32: an F16 scale and minimum, 4-bit quants.
+    Q4_1,
+    /// Blocks of 32: an F16 scale, 5-bit quants.
+    Q5_0,
+    /// Blocks of 32: an F16 scale and minimum, 5-bit quants.
+    Q5_1,
     /// Blocks of 32: an F16 scale, then 32 signed bytes.
     Q8_0,
+    /// Blocks of 256 in eight parts with 6-bit scales and minimums: 4-bit quants.
+    Q4K,
+    /// Blocks of 256 in eight parts with 6-bit scales and minimums: 5-bit quants.
+    Q5K,
+    /// Blocks of 256 in sixteen parts with 8-bit scales: 6-bit quants.
+    Q6K,
 }
 
 impl TensorType {
+    /// All types, in the order of ggml's numbers.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Bf16,
+    ];
+
     /// Returns the type that ggml numbers so, if the engine computes with it.
     pub fn from_number(number: u32) -> Option<Self> {
-        match number {
-            0 => Some(TensorType::F32),
-            1 => Some(TensorType::F16),
-            8 => Some(TensorType::Q8_0),
-            _ => None,
+        Self::ALL.into_iter().find(|ty| ty.number() == number)
+    }
+
+    /// The number that ggml gives it (`enum ggml_type`).
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
+            Self::Bf16 => 30,
+        }
+    }
+
+    /// The name that ggml gives it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
         }
     }
 
     /// Elements per block.
     pub const fn block_length(self) -> usize {
         match self {
-            TensorType::F32 | TensorType::F16 => 1,
-            TensorType::Q8_0 => 32,
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
 
     /// Bytes per block.
     pub const fn block_bytes(self) -> usize {
         match self {
-            TensorType::F32 => 4,
-            TensorType::F16 => 2,
-            TensorType::Q8_0 => 2 + 32,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q4_0 => 2 + 16,
+            Self::Q4_1 => 4 + 16,
+            Self::Q5_0 => 2 + 4 + 16,
+            Self::Q5_1 => 4 + 4 + 16,
+            Self::Q8_0 => 2 + 32,
+            Self::Q4K => 4 + 12 + 128,
+            Self::Q5K => 4 + 12 + 32 + 128,
+            Self::Q6K => 128 + 64 + 16 + 2,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Kernels over vectors of floats. Plain loops: they vectorise, and give the same bits everywhere.
 
-use super::portable::dot_slices;
+use super::cpu::dot_slices;
 
 /// Adds `x` to `out`.
 pub fn add_assign(out: &mut [f32], x: &[f32]) {

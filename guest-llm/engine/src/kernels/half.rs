@@ -1,4 +1,4 @@
-//! IEEE 754 half precision.
+//! IEEE 754 half precision, and BF16.
 
 /// Converts exactly; NaN stays NaN. Branch-free, so that loops over it vectorise.
 #[inline]
@@ -9,6 +9,12 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+}
+
+/// Converts the upper half of single precision exactly.
+#[inline]
+pub fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Converts, rounding to nearest even; overflow gives infinity, NaN stays NaN.

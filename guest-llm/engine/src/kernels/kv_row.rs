@@ -1,7 +1,7 @@
 //! Rows of keys and values as they are stored.
 
+use super::cpu;
 use super::half::{f16_to_f32, f32_to_f16};
-use super::{portable, simd};
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +41,8 @@ impl KvFormat {
     /// Dot product of a stored row with `x`.
     pub(crate) fn dot(self, row: &[u8], x: &[f32]) -> f32 {
         match self {
-            KvFormat::F32 => portable::dot_f32(row, x),
-            KvFormat::F16 => simd::dot_f16(row, x),
+            KvFormat::F32 => cpu::dot_f32(row, x),
+            KvFormat::F16 => cpu::dot_f16(row, x),
         }
     }
 

@@ -1,32 +1,36 @@
 //! Computation on tensors.
 //!
-//! Every kernel defines the order in which it rounds and sums, so that all variants and batch sizes agree bit by bit:
-//! - dot products of floats: eight partial sums (element `i` goes to sum `i % 8`), added as
-//!   `((s0+s4)+(s1+s5)) + ((s2+s6)+(s3+s7))`, then the elements after the last multiple of eight, in order;
-//! - dot products of Q8_0: exact integer sums per block of 32, converted, times the product of both scales, added in
-//!   block order;
-//! - no fused multiply-add anywhere.
-//!
-//! [`portable`] holds all kernels; `neon` replaces the dot products on aarch64. Nothing here panics on any input of the
-//! right length, NaN and infinity included. Unsafe lives in `neon` only.
+//! Every kernel defines the order in which it rounds and sums, so that all instruction sets, batch sizes and numbers of
+//! threads agree bit by bit; [`portable`] says what the order is, by example. The kernels for matrices are written once,
+//! over the primitives that [`simd`] lists: `gemv` multiplies few tokens with rows in place, `gemm` many tokens with
+//! panels of unpacked rows, `floats` rows of floats; `multiply` chooses. `x86` and `neon` implement the primitives, and
+//! [`cpu`] finds out which there are. Nothing here panics on any input of the right length, NaN and infinity included.
+//! Unsafe lives in `x86` and `neon` only.
 
+mod activations;
+mod blocks;
+mod cpu;
 mod elementwise;
+mod floats;
+mod gemm;
+mod gemv;
 mod half;
 mod kv_row;
 mod matrix;
+mod multiply;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 #[allow(unsafe_code)]
 mod neon;
 #[allow(dead_code, reason = "compiled always, as the twin that SIMD variants are compared with")]
 mod portable;
+mod simd;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod x86;
 
+pub use activations::InputBuffer;
 pub use elementwise::{add_assign, rms_norm, rope_rotate, scale, silu_mul, softmax_step};
 pub use kv_row::KvFormat;
-pub use matrix::{InputBuffer, Matrix, RowScratch, Workers, matmul};
-
-#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-use neon as simd;
-#[cfg(not(all(target_arch = "aarch64", target_feature = "neon")))]
-use portable as simd;
+pub use matrix::{Matrix, RowScratch, Workers, matmul};

@@ -1,13 +1,12 @@
-//! Each kernel against its definition, and SIMD variants against their portable twins, bit by bit.
+//! Each kernel against its definition, and every instruction set against the portable twin, bit by bit.
 
 use std::vec;
 use std::vec::Vec;
 
 use spin::mutex::SpinMutex;
 
-use super::half::f32_to_f16;
-use super::portable::{Q8_BLOCK, Q8_BYTES};
-use super::{InputBuffer, Matrix, RowScratch, Workers, half::f16_to_f32, matmul, portable, simd};
+use super::half::{f16_to_f32, f32_to_f16};
+use super::{InputBuffer, Matrix, RowScratch, Workers, cpu, matmul, portable};
 use crate::budget::Budget;
 use crate::gguf::{TensorInfo, TensorType};
 use crate::parallel::Serial;
@@ -30,34 +29,51 @@ impl Numbers {
         (0..count).map(|_| self.float()).collect()
     }
 
-    /// A Q8_0 row with elements over the whole range.
-    fn q8_row(&mut self, blocks: usize) -> Vec<u8> {
-        let mut row = Vec::new();
-        for _ in 0..blocks {
-            row.extend(f32_to_f16(self.float() / 100.0).to_le_bytes());
-            row.extend((0..Q8_BLOCK).map(|_| match self.bits() % 8 {
-                0 => 0x80,
-                1 => 0x7f,
-                _ => self.bits() as u8,
-            }));
+    /// A byte, the extremes more often.
+    fn byte(&mut self) -> u8 {
+        match self.bits() % 8 {
+            0 => 0x80,
+            1 => 0x7f,
+            2 => 0xff,
+            _ => self.bits() as u8,
         }
-        row
     }
 
-    /// Quantised activations, extremes included.
-    fn quants(&mut self, blocks: usize) -> (Vec<[i8; Q8_BLOCK]>, Vec<f32>) {
-        let mut quant = || match self.bits() % 8 {
-            0 => -127,
-            1 => 127,
-            _ => (self.bits() % 255) as i32 as i8,
-        };
-        let quants = (0..blocks).map(|_| core::array::from_fn(|_| quant().max(-127))).collect();
-        (quants, self.floats(blocks))
+    /// Blocks of a format, their scales small and finite.
+    fn blocks(&mut self, ty: TensorType, count: usize) -> Vec<u8> {
+        use TensorType::*;
+        let mut bytes = Vec::new();
+        for _ in 0..count {
+            let start = bytes.len();
+            bytes.extend((0..ty.block_bytes()).map(|_| self.byte()));
+            let block = &mut bytes[start..];
+            let scales: &[usize] = match ty {
+                F32 => {
+                    block.copy_from_slice(&self.float().to_le_bytes());
+                    &[]
+                }
+                Bf16 => {
+                    block.copy_from_slice(&self.float().to_le_bytes()[2..]);
+                    &[]
+                }
+                F16 | Q4_0 | Q5_0 | Q8_0 => &[0],
+                Q4_1 | Q5_1 | Q4K | Q5K => &[0, 2],
+                Q6K => &[208],
+            };
+            for at in scales {
+                block[*at..at + 2].copy_from_slice(&f32_to_f16(self.float() / 100.0).to_le_bytes());
+            }
+        }
+        bytes
     }
 }
 
 fn bytes<const N: usize, T: Copy>(values: &[T], f: impl Fn(T) -> [u8; N]) -> Vec<u8> {
     values.iter().flat_map(|value| f(*value)).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 fn close(found: f32, expected: f64, magnitude: f64) -> bool {
@@ -71,14 +87,17 @@ fn float_dots_follow_their_definition_and_variants_agree() {
         let (x, w) = (numbers.floats(count), numbers.floats(count));
         let exact = |w: &[f32]| w.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
         let single = bytes(&w, f32::to_le_bytes);
-        assert!(close(portable::dot_f32(&single, &x), exact(&w), count as f64));
-        assert_eq!(portable::dot_f32(&single, &x).to_bits(), portable::dot_slices(&w, &x).to_bits());
+        let dot = portable::dot_f32(&single, &x);
+        assert!(close(dot, exact(&w), count as f64));
+        assert_eq!(dot.to_bits(), portable::dot_slices(&w, &x).to_bits());
+        assert_eq!(dot.to_bits(), cpu::dot_f32(&single, &x).to_bits());
+        assert_eq!(dot.to_bits(), cpu::dot_slices(&w, &x).to_bits());
 
         let half = bytes(&w, |w| f32_to_f16(w).to_le_bytes());
         let rounded: Vec<f32> = w.iter().map(|w| f16_to_f32(f32_to_f16(*w))).collect();
         let dot = portable::dot_f16(&half, &x);
         assert!(close(dot, exact(&rounded), count as f64));
-        assert_eq!(dot.to_bits(), simd::dot_f16(&half, &x).to_bits(), "{count}");
+        assert_eq!(dot.to_bits(), cpu::dot_f16(&half, &x).to_bits(), "{count}");
         assert_eq!(dot.to_bits(), portable::dot_slices(&rounded, &x).to_bits(), "{count}");
     }
 }
@@ -86,72 +105,43 @@ fn float_dots_follow_their_definition_and_variants_agree() {
 #[test]
 fn the_order_of_summation_is_the_documented_one() {
     // 2^24 + 1 is not representable: only elements that share a sum are lost beside it.
-    let big = (1u32 << 24) as f32;
-    let mut x = vec![1.0; 17];
-    x[0] = big;
-    let ones = vec![1.0; 17];
-    let mut sums = [0.0f32; 8];
-    for (i, x) in x[..16].iter().enumerate() {
-        sums[i % 8] += x;
+    let mut x = vec![1.0; 33];
+    x[0] = (1u32 << 24) as f32;
+    let mut sums = vec![0.0f32; 16];
+    for (i, x) in x[..32].iter().enumerate() {
+        sums[i % 16] += x;
     }
-    let [a, b, c, d, e, f, g, h] = sums;
-    let expected = (((a + e) + (b + f)) + ((c + g) + (d + h))) + 1.0;
-    assert_eq!(portable::dot_slices(&ones, &x), expected);
-    assert_eq!(simd::dot_f16(&bytes(&ones, |w| f32_to_f16(w).to_le_bytes()), &x), expected);
+    while sums.len() > 1 {
+        let upper = sums.split_off(sums.len() / 2);
+        sums.iter_mut().zip(upper).for_each(|(sum, upper)| *sum += upper);
+    }
+    let ones = vec![1.0; 33];
+    assert_eq!(portable::dot_slices(&ones, &x), sums[0] + 1.0);
+    assert_eq!(cpu::dot_f16(&bytes(&ones, |w| f32_to_f16(w).to_le_bytes()), &x), sums[0] + 1.0);
+}
+
+#[test]
+fn floats_are_multiplied_and_added_with_one_rounding() {
+    let (w, x) = ([1.0 + f32::EPSILON; 1], [1.0 - f32::EPSILON; 1]);
+    let w = [[-1.0].as_slice(), &w].concat();
+    let x = [[1.0].as_slice(), &x].concat();
+    // The product is 1 - 2^-46, which alone would round to 1.
+    assert_eq!(cpu::dot_slices(&w, &x), -(2.0f32.powi(-46)));
+    assert_eq!(portable::dot_slices(&w, &x), -(2.0f32.powi(-46)));
 }
 
 #[test]
 fn every_half_has_the_same_product_in_all_variants() {
-    for start in (0..=u16::MAX).step_by(8) {
-        let halves: Vec<u16> = (start..=start + 7).collect();
+    for start in (0..=u16::MAX).step_by(16) {
+        let halves: Vec<u16> = (start..=start + 15).collect();
         let row = bytes(&halves, u16::to_le_bytes);
-        let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
-        let (a, b) = (portable::dot_f16(&row, &x), simd::dot_f16(&row, &x));
+        let x: Vec<f32> = (1..=16).map(|i| i as f32).collect();
+        let (a, b) = (portable::dot_f16(&row, &x), cpu::dot_f16(&row, &x));
         assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "{start:#x}: {a} {b}");
     }
 }
 
-#[test]
-fn quantised_dots_follow_their_definition_and_variants_agree() {
-    let mut numbers = Numbers(2);
-    for blocks in [0, 1, 2, 3, 8, 33] {
-        let rows: [Vec<u8>; 4] = core::array::from_fn(|_| numbers.q8_row(blocks));
-        let (quants, x_scales) = numbers.quants(blocks);
-        let rows = [&*rows[0], &rows[1], &rows[2], &rows[3]];
-        let mut scales = vec![[0.0; 4]; blocks];
-        super::matrix::gather_scales(rows, &mut scales);
-        let four = portable::dot4_q8_0(rows, &scales, &quants, &x_scales);
-        let variant = simd::dot4_q8_0(rows, &scales, &quants, &x_scales);
-        for (i, row) in rows.iter().enumerate() {
-            let single = portable::dot_q8_0(row, &quants, &x_scales);
-            assert_eq!(four[i].to_bits(), single.to_bits());
-            assert_eq!(variant[i].to_bits(), single.to_bits(), "{blocks} blocks, row {i}");
-            let (mut exact, mut magnitude) = (0.0, 1e-30);
-            for (b, block) in row.as_chunks::<Q8_BYTES>().0.iter().enumerate() {
-                let scale = f64::from(f16_to_f32(u16::from_le_bytes([block[0], block[1]])));
-                for (w, x) in block[2..].iter().zip(&quants[b]) {
-                    let term = f64::from(*w as i8) * scale * f64::from(*x) * f64::from(x_scales[b]);
-                    exact += term;
-                    magnitude += term.abs();
-                }
-            }
-            assert!(close(single, exact, magnitude));
-        }
-    }
-}
-
-#[test]
-fn extremes_of_the_range_do_not_overflow() {
-    let mut row = [0x80u8; Q8_BYTES];
-    row[..2].copy_from_slice(&f32_to_f16(1.0).to_le_bytes());
-    let rows = [&row[..]; 4];
-    for (quant, expected) in [(-127i8, 32.0 * 128.0 * 127.0), (127, -32.0 * 128.0 * 127.0)] {
-        let dots = simd::dot4_q8_0(rows, &[[1.0; 4]], &[[quant; Q8_BLOCK]], &[1.0]);
-        assert_eq!(dots, [expected; 4]);
-        assert_eq!(portable::dot_q8_0(&row, &[[quant; Q8_BLOCK]], &[1.0]), expected);
-    }
-}
-
+/// Products by the definition and by every instruction set that this CPU has, compared.
 fn product(ty: TensorType, data: &[u8], shape: (usize, usize), x: &[f32]) -> Vec<f32> {
     let (columns, rows) = shape;
     let tensor = TensorInfo::for_test(ty, columns, rows, data);
@@ -161,80 +151,159 @@ fn product(ty: TensorType, data: &[u8], shape: (usize, usize), x: &[f32]) -> Vec
     let scratch = [SpinMutex::new(RowScratch::new(columns, &mut budget).unwrap())];
     let workers = Workers { parallel: &Serial, scratch: &scratch };
     let input = buffer.prepare(x, columns, &[&matrix]);
-    let mut out = vec![f32::NAN; x.len() / columns * rows];
+    let mut expected = vec![f32::NAN; x.len() / columns * rows];
+    let row_bytes = data.len() / rows;
+    for (i, out) in expected.iter_mut().enumerate() {
+        let row = &data[i % rows * row_bytes..][..row_bytes];
+        *out = portable::dot_row(ty, row, &input, i / rows);
+    }
+    #[cfg(target_arch = "x86_64")]
+    for level in super::x86::Level::ALL {
+        let mut out = vec![f32::NAN; expected.len()];
+        if super::matrix::matmul_at(level, &matrix, &input, &workers, &mut out) {
+            assert_eq!(bits(&out), bits(&expected), "{ty:?} {level:?} {rows} x {columns}");
+        }
+    }
+    let mut out = vec![f32::NAN; expected.len()];
     matmul(&matrix, &input, &workers, &mut out);
+    assert_eq!(bits(&out), bits(&expected), "{ty:?} {rows} x {columns}");
     for skipped in 0..x.len() / columns {
         let mut rest = vec![f32::NAN; out.len() - skipped * rows];
         matmul(&matrix, &input.skip(skipped), &workers, &mut rest);
-        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&rest), bits(&out[skipped * rows..]));
     }
     out
 }
 
 #[test]
-fn products_have_every_row_of_every_token() {
+fn products_of_every_format_follow_their_definition() {
     let mut numbers = Numbers(3);
-    for rows in 1..10 {
-        for tokens in 1..4 {
-            for columns in [32, 64, 160] {
+    for ty in TensorType::ALL {
+        let length = ty.block_length();
+        for (rows, tokens) in [(1, 1), (2, 2), (7, 3), (8, 4), (9, 5), (16, 9), (17, 8), (35, 21)] {
+            for columns in [length, 3 * length].map(|columns| columns.max(24)) {
                 let x = numbers.floats(tokens * columns);
-                let w = numbers.floats(rows * columns);
-                let q8: Vec<u8> = (0..rows).flat_map(|_| numbers.q8_row(columns / 32)).collect();
-                let halves = bytes(&w, |w| f32_to_f16(w).to_le_bytes());
-                for (ty, data) in [
-                    (TensorType::F32, bytes(&w, f32::to_le_bytes)),
-                    (TensorType::F16, halves),
-                    (TensorType::Q8_0, q8),
-                ] {
-                    let tensor = TensorInfo::for_test(ty, columns, rows, &data);
-                    let out = product(ty, &data, (columns, rows), &x);
-                    let mut row = vec![0.0; columns];
-                    for (i, found) in out.iter().enumerate() {
-                        Matrix::new(&tensor).expand_row(i % rows, &mut row);
-                        let x = &x[i / rows * columns..][..columns];
-                        let exact: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-                        let most: f64 = row.iter().map(|w| f64::from(w.abs())).sum();
-                        let tolerance = if ty == TensorType::Q8_0 { 0.5 / 127.0 * most } else { 1e-6 * most };
-                        assert!((f64::from(*found) - exact).abs() <= tolerance, "{ty:?} {found} {exact}");
-                    }
+                let data = numbers.blocks(ty, rows * columns / length);
+                let tensor = TensorInfo::for_test(ty, columns, rows, &data);
+                let out = product(ty, &data, (columns, rows), &x);
+                let mut row = vec![0.0; columns];
+                for (i, found) in out.iter().enumerate() {
+                    Matrix::new(&tensor).expand_row(i % rows, &mut row);
+                    let x = &x[i / rows * columns..][..columns];
+                    let exact: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                    let most: f64 = row.iter().map(|w| f64::from(w.abs())).sum();
+                    let tolerance = if length == 1 { 1e-6 * most } else { 0.5 / 127.0 * most };
+                    assert!((f64::from(*found) - exact).abs() <= tolerance, "{ty:?} {found} {exact}");
                 }
             }
         }
     }
 }
 
+/// The greatest and the least of everything: sums must not overflow.
+#[test]
+fn extremes_of_the_range_do_not_overflow() {
+    for ty in TensorType::ALL {
+        if ty.block_length() == 1 {
+            continue;
+        }
+        for byte in [0x00u8, 0x7f, 0x80, 0xff] {
+            for sign in [-1.0f32, 1.0] {
+                let mut block = vec![byte; ty.block_bytes()];
+                let one = f32_to_f16(1.0).to_le_bytes();
+                let at = if ty == TensorType::Q6K { 208 } else { 0 };
+                block[at..at + 2].copy_from_slice(&one);
+                if matches!(ty, TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4K | TensorType::Q5K) {
+                    block[2..4].copy_from_slice(&one);
+                }
+                let columns = ty.block_length();
+                let data = block.repeat(16);
+                let x = vec![sign * 127.0; 8 * columns];
+                let mut row = vec![0.0; columns];
+                Matrix::new(&TensorInfo::for_test(ty, columns, 16, &data)).expand_row(0, &mut row);
+                let expected: f64 = row.iter().map(|w| f64::from(*w) * f64::from(sign) * 127.0).sum();
+                for found in product(ty, &data, (columns, 16), &x) {
+                    assert!(
+                        close(found, expected, expected.abs() + 1.0),
+                        "{ty:?} {byte:#x} {found} {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What the `gguf` Python package makes of random blocks.
+#[test]
+fn blocks_stand_for_what_others_read_from_them() {
+    let text = include_str!("../../../../tests/models/formats.json");
+    let fixture: serde_json::Value = serde_json::from_str(text).unwrap();
+    let bytes = |hex: &serde_json::Value| -> Vec<u8> {
+        let digits = hex.as_str().unwrap().as_bytes().chunks(2);
+        digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    };
+    let formats = fixture["formats"].as_array().unwrap();
+    assert_eq!(formats.len(), TensorType::ALL.len());
+    for format in formats {
+        let ty = TensorType::from_number(format["number"].as_u64().unwrap() as u32).unwrap();
+        assert_eq!(format["name"].as_str(), Some(ty.name()));
+        assert_eq!(format["block_length"].as_u64(), Some(ty.block_length() as u64));
+        assert_eq!(format["block_bytes"].as_u64(), Some(ty.block_bytes() as u64));
+        let (data, values) = (bytes(&format["data"]), bytes(&format["values"]));
+        let values: Vec<f32> = values.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
+        assert!(!values.is_empty() && data.len() / ty.block_bytes() * ty.block_length() == values.len());
+        let mut out = vec![f32::NAN; values.len()];
+        super::blocks::expand(ty, &data, &mut out);
+        for (found, expected) in out.iter().zip(values) {
+            let tolerance = 1e-6 * (1.0 + expected.abs());
+            assert!((found - expected).abs() <= tolerance, "{ty:?} {found} {expected}");
+        }
+    }
+}
+
 #[test]
 fn activations_of_any_kind_are_quantised_without_harm() {
-    let mut row = [1u8; Q8_BYTES];
-    row[..2].copy_from_slice(&f32_to_f16(1.0).to_le_bytes());
-    let dot = |x: [f32; 32]| product(TensorType::Q8_0, &row, (32, 1), &x)[0];
-    assert_eq!(dot([0.0; 32]), 0.0);
-    assert_eq!(dot([-3.0; 32]), -96.0);
-    assert_eq!(dot([1e-38; 32]), 0.0);
-    assert_eq!(dot([1e38; 32]), f32::INFINITY);
-    let mut one = [0.0; 32];
-    one[7] = f32::INFINITY;
-    assert!(!dot(one).is_finite());
-    one[7] = f32::NAN;
-    assert!(dot(one).is_nan(), "a broken activation must not pass for a zero");
-    // Halves round to even: 127 is the greatest, so the scale is 1.
-    let mut x = [0.0; 32];
-    x[..5].copy_from_slice(&[127.0, 0.5, 1.5, 2.5, -0.5]);
-    assert_eq!(dot(x), 127.0 + 0.0 + 2.0 + 2.0);
+    for ty in [TensorType::Q8_0, TensorType::Q6K] {
+        let columns = ty.block_length();
+        let mut block = vec![1u8; ty.block_bytes()];
+        let mut row = vec![0.0; columns];
+        let at = if ty == TensorType::Q6K { 208 } else { 0 };
+        block[at..at + 2].copy_from_slice(&f32_to_f16(1.0).to_le_bytes());
+        Matrix::new(&TensorInfo::for_test(ty, columns, 1, &block)).expand_row(0, &mut row);
+        let sum: f32 = row.iter().sum();
+        let dot = |x: &[f32]| product(ty, &block, (columns, 1), x)[0];
+        assert_eq!(dot(&vec![0.0; columns]), 0.0);
+        assert_eq!(dot(&vec![-3.0; columns]), -3.0 * sum);
+        assert_eq!(dot(&vec![1e-38; columns]), 0.0);
+        assert!(dot(&vec![1e38; columns]).is_infinite());
+        let mut one = vec![0.0; columns];
+        one[7] = f32::NAN;
+        let matrix = TensorInfo::for_test(ty, columns, 1, &block);
+        let matrix = Matrix::new(&matrix);
+        let mut budget = Budget::new(usize::MAX);
+        let mut buffer = InputBuffer::new(columns, &mut budget).unwrap();
+        let input = buffer.prepare(&one, columns, &[&matrix]);
+        assert!(
+            portable::dot_row(ty, &block, &input, 0).is_nan(),
+            "a broken activation must not pass for a zero"
+        );
+    }
 }
 
 /// A product with one token costs one token's work, whatever the buffer has room for.
 #[test]
 fn a_small_batch_is_small_in_a_large_buffer() {
-    let (columns, data) = (2 * Q8_BLOCK, [1; 2 * Q8_BYTES]);
-    let tensor = TensorInfo::for_test(TensorType::Q8_0, columns, 1, &data);
-    let matrix = Matrix::new(&tensor);
-    let mut buffer = InputBuffer::new(32 * columns, &mut Budget::new(usize::MAX)).unwrap();
-    for tokens in [1, 2, 31, 32] {
-        let values = vec![1.0; tokens * columns];
-        let input = buffer.prepare(&values, columns, &[&matrix]);
-        assert_eq!(input.quantised_rows().count(), tokens);
-        assert_eq!(input.skip(1).quantised_rows().count(), tokens - 1);
+    for ty in [TensorType::Q8_0, TensorType::Q4K] {
+        let columns = 256;
+        let data = Numbers(5).blocks(ty, columns / ty.block_length());
+        let tensor = TensorInfo::for_test(ty, columns, 1, &data);
+        let matrix = Matrix::new(&tensor);
+        let mut buffer = InputBuffer::new(32 * columns, &mut Budget::new(usize::MAX)).unwrap();
+        for tokens in [1, 2, 31, 32] {
+            let values = vec![1.0; tokens * columns];
+            let input = buffer.prepare(&values, columns, &[&matrix]);
+            assert_eq!((input.blocks().count(), input.supers().count()), (tokens, tokens));
+            assert_eq!(input.skip(1).blocks().count(), tokens - 1);
+        }
     }
 }
