@@ -284,43 +284,15 @@ impl fmt::Display for KeyFault {
     }
 }
 
-/// What ggml calls the types that it has and this engine has not.
-fn type_name(number: u32) -> Option<&'static str> {
-    let names = [
-        (9, "Q8_1"),
-        (10, "Q2_K"),
-        (11, "Q3_K"),
-        (15, "Q8_K"),
-        (16, "IQ2_XXS"),
-        (17, "IQ2_XS"),
-        (18, "IQ3_XXS"),
-        (19, "IQ1_S"),
-        (20, "IQ4_NL"),
-        (21, "IQ3_S"),
-        (22, "IQ2_S"),
-        (23, "IQ4_XS"),
-        (24, "I8"),
-        (25, "I16"),
-        (26, "I32"),
-        (27, "I64"),
-        (28, "F64"),
-        (29, "IQ1_M"),
-        (34, "TQ1_0"),
-        (35, "TQ2_0"),
-        (39, "MXFP4"),
-    ];
-    names.into_iter().find(|(known, _)| *known == number).map(|(_, name)| name)
-}
-
 impl fmt::Display for TensorFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             TensorFault::Missing => write!(f, "missing"),
             TensorFault::Duplicate => write!(f, "occurs twice"),
             TensorFault::BadName => write!(f, "bad name"),
-            TensorFault::UnsupportedType(ty) => match type_name(*ty) {
-                Some(name) => write!(f, "type {name} ({ty}) is not supported"),
-                None => write!(f, "type {ty} is not supported"),
+            TensorFault::UnsupportedType(number) => match type_name(*number) {
+                Some(name) => write!(f, "type {name} is not supported"),
+                None => write!(f, "type {number} is not supported"),
             },
             TensorFault::DimensionCount(count) => write!(f, "{count} dimensions instead of 1 to 4"),
             TensorFault::Dimensions => write!(f, "dimensions are zero or too large"),
@@ -339,4 +311,33 @@ impl fmt::Display for TensorFault {
             TensorFault::Unused => write!(f, "not part of this architecture"),
         }
     }
+}
+
+/// What ggml calls the tensor types that the engine does not compute with.
+fn type_name(number: u32) -> Option<&'static str> {
+    Some(match number {
+        9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        40 => "NVFP4",
+        _ => return None,
+    })
 }

@@ -93,7 +93,9 @@ const CASES: &[(&str, Change)] = &[
     ("key llama.rope.freq_base: value is not a usable number", |f| {
         f.set("llama.rope.freq_base", Value::F32(f32::NAN));
     }),
-    ("RoPE scaling yarn is not supported", |f| f.set("llama.rope.scaling.type", "yarn")),
+    ("RoPE scaling longrope is not supported", |f| f.set("llama.rope.scaling.type", "longrope")),
+    ("key llama.rope.scaling.factor: missing", |f| f.set("llama.rope.scaling.type", "yarn")),
+    ("key llama.expert_count: value 8 is out of range", |f| f.set("llama.expert_count", Value::U32(8))),
     ("key llama.rope.scaling.factor: missing", |f| f.set("llama.rope.scaling.type", "linear")),
     ("key llama.attention.layer_norm_rms_epsilon: value is not a usable number", |f| {
         f.set("llama.attention.layer_norm_rms_epsilon", Value::F32(-1.0));
@@ -105,13 +107,14 @@ const CASES: &[(&str, Change)] = &[
         twin.offset = None;
         f.tensors.push(twin);
     }),
-    ("tensor blk.0.attn_q.bias: not part of this architecture", |f| {
-        let mut bias = f.tensor("output_norm.weight").clone();
-        bias.name = b"blk.0.attn_q.bias".to_vec();
-        f.tensors.push(bias);
+    ("tensor blk.0.attn_q_norm.weight: not part of this architecture", |f| {
+        let mut norm = f.tensor("output_norm.weight").clone();
+        norm.name = b"blk.0.attn_q_norm.weight".to_vec();
+        f.tensors.push(norm);
     }),
     ("tensor blk.0.attn_q.weight: type 99 is not supported", |f| f.tensor(QUERY).ty = 99),
-    ("tensor blk.0.attn_q.weight: type Q2_K (10) is not supported", |f| f.tensor(QUERY).ty = 10),
+    ("tensor blk.0.attn_q.weight: type Q2_K is not supported", |f| f.tensor(QUERY).ty = 10),
+    ("tensor blk.0.attn_q.weight: type IQ4_XS is not supported", |f| f.tensor(QUERY).ty = 23),
     ("tensor blk.0.attn_q.weight: 0 dimensions instead of 1 to 4", |f| f.tensor(QUERY).dimensions.clear()),
     ("tensor blk.0.attn_q.weight: 5 dimensions instead of 1 to 4", |f| {
         f.tensor(QUERY).dimensions = vec![1; 5]

@@ -3,7 +3,7 @@
 mod support;
 
 use flexserve_engine::{Error, Flow, KvFormat, Limits, Model, Session, SessionConfig};
-use support::reference::{Random, Shape};
+use support::reference::{Random, Scaling, Shape};
 use support::{F16, F32, Q8_0};
 
 /// Tokens that end in the middle of a chunk of keys and values.
@@ -60,7 +60,11 @@ fn every_shape_gives_the_reference_logits() {
         Shape { tied: false, ..tiny.clone() },
         Shape { rope_dimensions: 8, ..tiny.clone() },
         Shape { rope_freqs: true, ..tiny.clone() },
-        Shape { rope_factor: Some(4.0), ..tiny.clone() },
+        Shape { rope_scaling: Scaling::Linear(4.0, true), ..tiny.clone() },
+        Shape { rope_scaling: Scaling::Linear(4.0, false), ..tiny.clone() },
+        Shape { rope_scaling: Scaling::Yarn(4.0, 256, 1.0), ..tiny.clone() },
+        Shape { rope_scaling: Scaling::Yarn(8.0, 32, 0.9), rope_freqs: true, ..tiny.clone() },
+        Shape { biases: true, ..tiny.clone() },
         Shape { key_length: 24, rope_dimensions: 24, value_length: 8, ..tiny.clone() },
         Shape { width: 60, hidden: 50, key_length: 10, rope_dimensions: 10, value_length: 7, ..tiny.clone() },
         Shape { layers: 1, ..tiny.clone() },
@@ -72,9 +76,32 @@ fn every_shape_gives_the_reference_logits() {
 }
 
 #[test]
+fn every_architecture_gives_the_reference_logits() {
+    for architecture in ["llama", "qwen2", "qwen3"] {
+        let tiny = Shape { architecture, ..Shape::tiny(&[F32]) };
+        // In qwen3 models the heads' length does not follow from the width.
+        let own_heads = Shape { key_length: 24, value_length: 24, rope_dimensions: 24, ..tiny.clone() };
+        let shapes = [
+            Shape { biases: true, ..tiny.clone() },
+            Shape { tied: false, ..tiny.clone() },
+            Shape { rope_dimensions: 8, ..tiny.clone() },
+            Shape { rope_scaling: Scaling::Yarn(4.0, 256, 1.0), ..tiny.clone() },
+            own_heads,
+            tiny,
+        ];
+        for shape in &shapes {
+            compare(shape, 1e-4);
+        }
+        compare(&Shape { architecture, ..Shape::tiny(&[F16, Q8_0]) }, 3e-2);
+    }
+}
+
+#[test]
 fn the_batch_makes_no_difference_to_any_bit() {
-    for types in [&[Q8_0][..], &[F16], &[F32], &[F16, Q8_0]] {
-        let file = Random::new(&Shape::tiny(types), 7).file.bytes();
+    let shapes = [&[Q8_0][..], &[F16], &[F32], &[F16, Q8_0]].map(Shape::tiny);
+    let qwen3 = Shape { architecture: "qwen3", ..Shape::tiny(&[Q8_0]) };
+    for shape in shapes.into_iter().chain([qwen3]) {
+        let file = Random::new(&shape, 7).file.bytes();
         let model = Model::load(&file, &Limits::default()).unwrap();
         for kv in [KvFormat::F32, KvFormat::F16] {
             let tokens = tokens(50);

@@ -9,6 +9,16 @@ pub fn add_assign(out: &mut [f32], x: &[f32]) {
     }
 }
 
+/// Adds `bias`, in little-endian F32, to each row of `out`, rows being as long as it.
+pub fn add_bias(out: &mut [f32], bias: &[u8]) {
+    let bias = bias.as_chunks().0;
+    for row in out.chunks_exact_mut(bias.len().max(1)) {
+        for (out, bias) in row.iter_mut().zip(bias) {
+            *out += f32::from_le_bytes(*bias);
+        }
+    }
+}
+
 /// Multiplies `out` by `factor`.
 pub fn scale(out: &mut [f32], factor: f32) {
     for out in out {
@@ -18,11 +28,26 @@ pub fn scale(out: &mut [f32], factor: f32) {
 
 /// Root mean square normalisation: `out = x / sqrt(mean(x^2) + epsilon) * weight`, the weight in little-endian F32.
 pub fn rms_norm(x: &[f32], weight: &[u8], epsilon: f32, out: &mut [f32]) {
-    let mean = dot_slices(x, x) / x.len() as f32;
-    let factor = 1.0 / libm::sqrtf(mean + epsilon);
+    let factor = rms_factor(x, epsilon);
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight.as_chunks().0) {
         *out = x * factor * f32::from_le_bytes(*weight);
     }
+}
+
+/// [`rms_norm`] of each head of `x` by itself, in place; heads are as long as `weight`.
+pub fn rms_norm_heads(x: &mut [f32], weight: &[u8], epsilon: f32) {
+    let weight = weight.as_chunks().0;
+    for head in x.chunks_exact_mut(weight.len().max(1)) {
+        let factor = rms_factor(head, epsilon);
+        for (x, weight) in head.iter_mut().zip(weight) {
+            *x = *x * factor * f32::from_le_bytes(*weight);
+        }
+    }
+}
+
+fn rms_factor(x: &[f32], epsilon: f32) -> f32 {
+    let mean = dot_slices(x, x) / x.len() as f32;
+    1.0 / libm::sqrtf(mean + epsilon)
 }
 
 /// Gated linear unit with SiLU: `gate = gate / (1 + exp(-gate)) * up`.
@@ -32,11 +57,20 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// Rotates the pairs (2i, 2i+1) of each head's first elements by the angles of `rotation` (cosine, sine), as `llama`
-/// models store their heads.
-pub fn rope_rotate(x: &mut [f32], head_length: usize, rotation: &[(f32, f32)]) {
+/// Rotates the pairs (2i, 2i+1) of each head's first elements by the angles of `rotation` (cosine, sine).
+pub fn rope_rotate_neighbours(x: &mut [f32], head_length: usize, rotation: &[(f32, f32)]) {
     for head in x.chunks_exact_mut(head_length.max(1)) {
         for ([a, b], (cos, sin)) in head.as_chunks_mut().0.iter_mut().zip(rotation) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        }
+    }
+}
+
+/// Rotates the pairs (i, i+n) of each head's first elements by the n angles of `rotation` (cosine, sine).
+pub fn rope_rotate_halves(x: &mut [f32], head_length: usize, rotation: &[(f32, f32)]) {
+    for head in x.chunks_exact_mut(head_length.max(1)) {
+        let (low, high) = head.split_at_mut_checked(rotation.len()).unwrap_or_default();
+        for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(rotation) {
             (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
         }
     }
@@ -155,7 +189,23 @@ mod tests {
     #[test]
     fn rope_rotates_each_head_alike_and_leaves_the_rest() {
         let mut x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
-        rope_rotate(&mut x, 5, &[(0.0, 1.0), (-1.0, 0.0)]);
+        rope_rotate_neighbours(&mut x, 5, &[(0.0, 1.0), (-1.0, 0.0)]);
         assert_eq!(x, [-2.0, 1.0, -3.0, -4.0, 5.0, -7.0, 6.0, -8.0, -9.0, 10.0]);
+        let mut x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
+        rope_rotate_halves(&mut x, 5, &[(0.0, 1.0), (-1.0, 0.0)]);
+        assert_eq!(x, [-3.0, -2.0, 1.0, -4.0, 5.0, -8.0, -7.0, 6.0, -9.0, 10.0]);
+    }
+
+    #[test]
+    fn heads_are_normalised_and_rows_get_their_bias_one_by_one() {
+        let weight = [0.5f32, 2.0, 1.0].map(f32::to_le_bytes);
+        let mut x = [1.0f32, -2.0, 3.0, 0.5, 0.25, -4.0];
+        let mut expected = [0.0; 6];
+        rms_norm(&x[..3], weight.as_flattened(), 1e-5, &mut expected[..3]);
+        rms_norm(&x[3..], weight.as_flattened(), 1e-5, &mut expected[3..]);
+        rms_norm_heads(&mut x, weight.as_flattened(), 1e-5);
+        assert_eq!(x, expected);
+        add_bias(&mut x, weight.as_flattened());
+        assert_eq!(x, core::array::from_fn(|i| expected[i] + [0.5, 2.0, 1.0][i % 3]));
     }
 }

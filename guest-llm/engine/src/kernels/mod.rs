@@ -30,7 +30,10 @@ mod tests;
 #[allow(unsafe_code)]
 mod x86;
 
-pub use activations::InputBuffer;
-pub use elementwise::{add_assign, rms_norm, rope_rotate, scale, silu_mul, softmax_step};
+pub use activations::{Input, InputBuffer};
+pub use elementwise::{
+    add_assign, add_bias, rms_norm, rms_norm_heads, rope_rotate_halves, rope_rotate_neighbours, scale,
+    silu_mul, softmax_step,
+};
 pub use kv_row::KvFormat;
 pub use matrix::{Matrix, RowScratch, Workers, matmul};

@@ -10,15 +10,61 @@ use crate::{Error, Result};
 pub enum Architecture {
     /// Llama 1 to 3 and what has its shape.
     Llama,
+    /// Qwen 2 and 2.5: biases on queries, keys and values.
+    Qwen2,
+    /// Qwen 3: queries and keys are normalised, head by head.
+    Qwen3,
 }
 
 impl Architecture {
+    /// Every architecture.
+    pub const ALL: [Architecture; 3] = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
+
     /// The architecture's name in `general.architecture`, and the prefix of its keys.
     pub fn name(self) -> &'static str {
         match self {
             Architecture::Llama => "llama",
+            Architecture::Qwen2 => "qwen2",
+            Architecture::Qwen3 => "qwen3",
         }
     }
+
+    /// Which elements of a head are rotated together.
+    pub fn rope_pairs(self) -> RopePairs {
+        match self {
+            Architecture::Llama => RopePairs::Neighbours,
+            Architecture::Qwen2 | Architecture::Qwen3 => RopePairs::Halves,
+        }
+    }
+}
+
+/// Which two elements of a head are rotated together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// 2i and 2i + 1.
+    Neighbours,
+    /// i and i + n/2 of the n elements that are rotated (the order of GPT-NeoX).
+    Halves,
+}
+
+/// How positions beyond the original context are made familiar to the model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Positions are divided by a factor; 1 leaves them alone.
+    Linear {
+        /// The factor.
+        factor: f32,
+    },
+    /// Low frequencies are divided by a factor, high ones are not (Peng et al.: "YaRN: Efficient Context Window
+    /// Extension of Large Language Models", 2023).
+    Yarn {
+        /// The factor.
+        factor: f32,
+        /// Tokens of the context before it was extended.
+        original_context: usize,
+        /// Factor of queries and keys, beside the one that follows from `factor`.
+        attention_factor: f32,
+    },
 }
 
 /// Sizes and constants of a model. All counts and lengths are at least 1.
@@ -48,8 +94,8 @@ pub struct Hyperparameters {
     pub rope_dimension_count: usize,
     /// Base of the rotation's frequencies.
     pub rope_freq_base: f32,
-    /// Factor of the position (inverse of the linear scaling factor).
-    pub rope_scale: f32,
+    /// How positions are scaled.
+    pub rope_scaling: RopeScaling,
 }
 
 /// Bounds that keep every product of sizes far below 2^64, and refuse nonsense early.
@@ -62,10 +108,10 @@ impl Hyperparameters {
     pub(crate) fn load(gguf: &Gguf<'_>) -> Result<Self> {
         const ARCHITECTURE: &str = "general.architecture";
         let name = gguf.str(ARCHITECTURE)?.ok_or(missing(ARCHITECTURE.into()))?;
-        let architecture = match name {
-            "llama" => Architecture::Llama,
-            other => return Err(Error::Unsupported { what: "architecture", name: other.into() }),
-        };
+        let architecture = Architecture::ALL
+            .into_iter()
+            .find(|architecture| architecture.name() == name)
+            .ok_or(Error::Unsupported { what: "architecture", name: name.into() })?;
         let keys = Keys { gguf, prefix: architecture.name() };
         let embedding_length = keys.count("embedding_length", LENGTH_MAX)?;
         let head_count = keys.count("attention.head_count", LENGTH_MAX)?;
@@ -88,10 +134,12 @@ impl Hyperparameters {
             let fault = KeyFault::OutOfRange(rope_dimension_count as u64);
             return Err(keys.error("rope.dimension_count", fault));
         }
+        keys.refuse_experts()?;
+        let context_length = keys.count("context_length", CONTEXT_MAX)?;
         Ok(Hyperparameters {
             architecture,
             block_count: keys.count("block_count", BLOCKS_MAX)?,
-            context_length: keys.count("context_length", CONTEXT_MAX)?,
+            context_length,
             embedding_length,
             feed_forward_length: keys.count("feed_forward_length", LENGTH_MAX)?,
             head_count,
@@ -103,7 +151,7 @@ impl Hyperparameters {
                 .ok_or_else(|| keys.error("attention.layer_norm_rms_epsilon", KeyFault::Missing))?,
             rope_dimension_count,
             rope_freq_base: keys.positive("rope.freq_base")?.unwrap_or(10000.0),
-            rope_scale: keys.rope_scale()?,
+            rope_scaling: keys.rope_scaling(context_length)?,
         })
     }
 
@@ -166,14 +214,31 @@ impl Keys<'_> {
         }
     }
 
-    fn rope_scale(&self) -> Result<f32> {
-        let kind = self.gguf.str(self.name("rope.scaling.type").as_str())?;
-        match kind {
-            None | Some("none") => Ok(1.0),
-            Some("linear") => {
-                let factor = self.positive("rope.scaling.factor")?;
-                Ok(1.0 / factor.ok_or_else(|| self.error("rope.scaling.factor", KeyFault::Missing))?)
-            }
+    /// Refuses mixtures of experts, which share the name of an architecture with dense models.
+    fn refuse_experts(&self) -> Result<()> {
+        match self.gguf.unsigned(self.name("expert_count").as_str())? {
+            None | Some(0) => Ok(()),
+            Some(count) => Err(self.error("expert_count", KeyFault::OutOfRange(count))),
+        }
+    }
+
+    fn rope_scaling(&self, context_length: usize) -> Result<RopeScaling> {
+        // The second is the first one's name in old files.
+        let [factor, old] = ["rope.scaling.factor", "rope.scale_linear"].map(|key| self.positive(key));
+        let factor = factor?.or(old?);
+        let needed = || factor.ok_or_else(|| self.error("rope.scaling.factor", KeyFault::Missing));
+        match self.gguf.str(self.name("rope.scaling.type").as_str())? {
+            // A factor without a type is a linear one.
+            None => Ok(RopeScaling::Linear { factor: factor.unwrap_or(1.0) }),
+            Some("none") => Ok(RopeScaling::Linear { factor: 1.0 }),
+            Some("linear") => Ok(RopeScaling::Linear { factor: needed()? }),
+            Some("yarn") => Ok(RopeScaling::Yarn {
+                factor: needed()?,
+                original_context: self
+                    .optional_count("rope.scaling.original_context_length", CONTEXT_MAX)?
+                    .unwrap_or(context_length),
+                attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            }),
             Some(other) => Err(Error::Unsupported { what: "RoPE scaling", name: other.into() }),
         }
     }

@@ -3,8 +3,8 @@
 mod hyperparameters;
 mod weights;
 
-pub use hyperparameters::{Architecture, Hyperparameters};
-pub(crate) use weights::{Layer, Weights};
+pub use hyperparameters::{Architecture, Hyperparameters, RopePairs, RopeScaling};
+pub(crate) use weights::{Layer, Linear, Weights};
 
 use crate::budget::Budget;
 use crate::gguf::Gguf;

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::Hyperparameters;
+use super::{Architecture, Hyperparameters};
 use crate::budget::Budget;
 use crate::error::{Name, TensorFault};
 use crate::gguf::{Gguf, TensorInfo, TensorType};
@@ -19,25 +19,85 @@ pub(crate) struct Weights<'a> {
     /// F32 vector.
     pub output_norm: &'a [u8],
     /// A row per token; the embedding again where the file has no `output.weight`.
-    pub output: Matrix<'a>,
+    pub output: Linear<'a>,
     /// Divisors of the rotation's frequencies, F32 (Llama 3's scaling); may be absent.
     pub rope_factors: Option<&'a [u8]>,
 }
 
-/// The weights of one layer.
+/// The weights of one layer. Norms and biases are F32 vectors.
 #[derive(Debug)]
 pub(crate) struct Layer<'a> {
-    /// F32 vector.
     pub attention_norm: &'a [u8],
-    pub query: Matrix<'a>,
-    pub key: Matrix<'a>,
-    pub value: Matrix<'a>,
-    pub attention_output: Matrix<'a>,
-    /// F32 vector.
+    pub query: Linear<'a>,
+    pub key: Linear<'a>,
+    pub value: Linear<'a>,
+    /// For each query head alike; may be absent.
+    pub query_norm: Option<&'a [u8]>,
+    /// For each key head alike; may be absent.
+    pub key_norm: Option<&'a [u8]>,
+    pub attention_output: Linear<'a>,
     pub feed_forward_norm: &'a [u8],
-    pub gate: Matrix<'a>,
-    pub up: Matrix<'a>,
-    pub down: Matrix<'a>,
+    pub gate: Linear<'a>,
+    pub up: Linear<'a>,
+    pub down: Linear<'a>,
+}
+
+/// A matrix, and what is added to its products.
+#[derive(Debug)]
+pub(crate) struct Linear<'a> {
+    pub matrix: Matrix<'a>,
+    /// F32 vector; may be absent.
+    pub bias: Option<&'a [u8]>,
+}
+
+/// Whether an architecture's matrices have biases.
+#[derive(Clone, Copy, PartialEq)]
+enum Bias {
+    Never,
+    Optional,
+    Always,
+}
+
+/// Tensors that distinguish the architectures.
+struct Parts {
+    /// Biases of queries, keys and values.
+    attention_bias: Bias,
+    /// Biases of the other matrices of a layer.
+    other_bias: Bias,
+    /// Bias of the logits.
+    output_bias: Bias,
+    /// Norms of queries and keys.
+    head_norms: bool,
+    /// Divisors of the rotation's frequencies.
+    rope_factors: bool,
+}
+
+impl Parts {
+    fn of(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::Llama => Parts {
+                attention_bias: Bias::Optional,
+                other_bias: Bias::Optional,
+                output_bias: Bias::Never,
+                head_norms: false,
+                rope_factors: true,
+            },
+            Architecture::Qwen2 => Parts {
+                attention_bias: Bias::Always,
+                other_bias: Bias::Never,
+                output_bias: Bias::Optional,
+                head_norms: false,
+                rope_factors: false,
+            },
+            Architecture::Qwen3 => Parts {
+                attention_bias: Bias::Optional,
+                other_bias: Bias::Never,
+                output_bias: Bias::Never,
+                head_norms: true,
+                rope_factors: false,
+            },
+        }
+    }
 }
 
 impl<'a> Weights<'a> {
@@ -48,36 +108,58 @@ impl<'a> Weights<'a> {
         token_count: usize,
         budget: &mut Budget,
     ) -> Result<Self> {
+        let parts = Parts::of(h.architecture);
         let mut finder = Finder { gguf, used: budget.filled(false, gguf.tensors().len())? };
         let token_embedding = finder.matrix("token_embd.weight".into(), h.embedding_length, token_count)?;
         let output = finder.optional_matrix("output.weight".into(), h.embedding_length, token_count)?;
         let output_norm = finder.vector("output_norm.weight".into(), h.embedding_length)?;
-        let rope_factors = finder.optional_vector("rope_freqs.weight".into(), h.rope_dimension_count / 2)?;
+        let output_bias = finder.bias("output.bias".into(), parts.output_bias, token_count)?;
+        let rope_factors = if parts.rope_factors {
+            finder.optional_vector("rope_freqs.weight".into(), h.rope_dimension_count / 2)?
+        } else {
+            None
+        };
         // Every layer has tensors of its own, so their number bounds what is allocated.
         let mut layers = budget.reserve(h.block_count.min(gguf.tensors().len()))?;
         for index in 0..h.block_count {
-            layers.push(Layer::load(&mut finder, index, h)?);
+            layers.push(Layer::load(&mut finder, index, h, &parts)?);
         }
         finder.refuse_unused()?;
-        let output = output.unwrap_or(token_embedding);
+        let output = Linear { matrix: output.unwrap_or(token_embedding), bias: output_bias };
         Ok(Weights { token_embedding, layers, output_norm, output, rope_factors })
     }
 }
 
 impl<'a> Layer<'a> {
-    fn load(finder: &mut Finder<'_, 'a>, index: usize, h: &Hyperparameters) -> Result<Self> {
-        let name = |part| Name::format(format_args!("blk.{index}.{part}.weight"));
-        let width = h.embedding_length;
+    fn load(finder: &mut Finder<'_, 'a>, index: usize, h: &Hyperparameters, parts: &Parts) -> Result<Self> {
+        let (width, hidden) = (h.embedding_length, h.feed_forward_length);
+        let mut norm = |part, length, present: bool| {
+            let name = Name::format(format_args!("blk.{index}.{part}.weight"));
+            present.then(|| finder.vector(name, length)).transpose()
+        };
+        let query_norm = norm("attn_q_norm", h.key_length, parts.head_norms)?;
+        let key_norm = norm("attn_k_norm", h.key_length, parts.head_norms)?;
+        let mut norm = |part| finder.vector(Name::format(format_args!("blk.{index}.{part}.weight")), width);
+        let (attention_norm, feed_forward_norm) = (norm("attn_norm")?, norm("ffn_norm")?);
+        let mut linear = |part, columns, rows, bias| {
+            let name = |kind| Name::format(format_args!("blk.{index}.{part}.{kind}"));
+            Ok(Linear {
+                matrix: finder.matrix(name("weight"), columns, rows)?,
+                bias: finder.bias(name("bias"), bias, rows)?,
+            })
+        };
         Ok(Layer {
-            attention_norm: finder.vector(name("attn_norm"), width)?,
-            query: finder.matrix(name("attn_q"), width, h.query_length())?,
-            key: finder.matrix(name("attn_k"), width, h.keys_length())?,
-            value: finder.matrix(name("attn_v"), width, h.values_length())?,
-            attention_output: finder.matrix(name("attn_output"), h.attention_length(), width)?,
-            feed_forward_norm: finder.vector(name("ffn_norm"), width)?,
-            gate: finder.matrix(name("ffn_gate"), width, h.feed_forward_length)?,
-            up: finder.matrix(name("ffn_up"), width, h.feed_forward_length)?,
-            down: finder.matrix(name("ffn_down"), h.feed_forward_length, width)?,
+            attention_norm,
+            query: linear("attn_q", width, h.query_length(), parts.attention_bias)?,
+            key: linear("attn_k", width, h.keys_length(), parts.attention_bias)?,
+            value: linear("attn_v", width, h.values_length(), parts.attention_bias)?,
+            query_norm,
+            key_norm,
+            attention_output: linear("attn_output", h.attention_length(), width, parts.other_bias)?,
+            feed_forward_norm,
+            gate: linear("ffn_gate", width, hidden, parts.other_bias)?,
+            up: linear("ffn_up", width, hidden, parts.other_bias)?,
+            down: linear("ffn_down", hidden, width, parts.other_bias)?,
         })
     }
 }
@@ -123,6 +205,14 @@ impl<'a> Finder<'_, 'a> {
 
     fn vector(&mut self, name: Name, length: usize) -> Result<&'a [u8]> {
         self.optional_vector(name, length)?.ok_or(missing(name))
+    }
+
+    fn bias(&mut self, name: Name, bias: Bias, length: usize) -> Result<Option<&'a [u8]>> {
+        match bias {
+            Bias::Never => Ok(None),
+            Bias::Optional => self.optional_vector(name, length),
+            Bias::Always => self.vector(name, length).map(Some),
+        }
     }
 
     fn refuse_unused(&self) -> Result<()> {

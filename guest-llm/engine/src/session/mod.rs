@@ -5,14 +5,17 @@
 //! context so far.
 
 mod attention;
+mod profile;
 mod rope;
 mod scratch;
 
 use crate::budget::Budget;
-use crate::kernels::{Workers, add_assign, matmul, rms_norm, rope_rotate, silu_mul};
+use crate::kernels::{Input, Workers, add_assign, add_bias, matmul, rms_norm, rms_norm_heads, silu_mul};
 use crate::kv::{KvCache, KvShape};
-use crate::model::{Hyperparameters, Layer};
+use crate::model::{Hyperparameters, Layer, Linear};
 use crate::{Error, Flow, KvFormat, Model, Parallel, Result, Serial, TokenId};
+use profile::Profiler;
+pub use profile::{Operation, Profile};
 use rope::Rope;
 use scratch::Scratch;
 
@@ -69,6 +72,7 @@ pub struct Session<'m> {
     rope: Rope,
     scratch: Scratch,
     parallel: &'m dyn Parallel,
+    profiler: Profiler<'m>,
     position: usize,
 }
 
@@ -108,6 +112,7 @@ impl<'m> Session<'m> {
             rope: Rope::new(h, model.weights().rope_factors, config.batch, &mut budget)?,
             scratch: Scratch::new(model, config.batch, config.threads, &mut budget)?,
             parallel: &Serial,
+            profiler: Profiler::default(),
             position: 0,
             config,
         })
@@ -116,6 +121,11 @@ impl<'m> Session<'m> {
     /// Shares work with threads from here on, if they are no more than [`SessionConfig::threads`]. They change no result.
     pub fn share_work(&mut self, parallel: &'m dyn Parallel) {
         self.parallel = if parallel.width() <= self.config.threads { parallel } else { &Serial };
+    }
+
+    /// Tells `profile` of every operation that ends from here on.
+    pub fn report_to(&mut self, profile: &'m dyn Profile) {
+        self.profiler = Profiler::new(profile);
     }
 
     /// The model it runs.
@@ -199,10 +209,13 @@ impl<'m> Session<'m> {
         let weights = self.model.weights();
         let width = self.model.hyperparameters().embedding_length;
         self.kv.extend_to(self.position + tokens.len())?;
+        self.profiler.begin();
         self.rope.set_positions(self.position, tokens.len());
+        self.profiler.end(Operation::Rope);
         for (state, token) in self.scratch.state.chunks_exact_mut(width).zip(tokens) {
             weights.token_embedding.expand_row(*token as usize, state);
         }
+        self.profiler.end(Operation::Embedding);
         for (index, layer) in weights.layers.iter().enumerate() {
             // After the last layer's keys and values only the last token matters, and that only for its logits.
             let is_last = index + 1 == weights.layers.len();
@@ -221,59 +234,82 @@ impl<'m> Session<'m> {
     fn attend(&mut self, index: usize, layer: &Layer<'_>, count: usize, first: usize) {
         let h = self.model.hyperparameters();
         let s = &mut self.scratch;
-        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
+        let work =
+            Work { workers: Workers { parallel: self.parallel, scratch: &s.rows }, profiler: self.profiler };
         let width = h.embedding_length;
         normalise(&s.state, layer.attention_norm, h, 0..count, &mut s.normed);
-        let input =
-            s.input.prepare(&s.normed[..count * width], width, &[&layer.query, &layer.key, &layer.value]);
+        work.profiler.end(Operation::Norm);
+        let matrices = [&layer.query.matrix, &layer.key.matrix, &layer.value.matrix];
+        let input = s.input.prepare(&s.normed[..count * width], width, &matrices);
+        work.profiler.end(Operation::Quantise);
         let keys = &mut s.keys[..count * h.keys_length()];
         let values = &mut s.values[..count * h.values_length()];
         let queries = &mut s.queries[..(count - first) * h.query_length()];
-        matmul(&layer.key, &input, &workers, keys);
-        matmul(&layer.value, &input, &workers, values);
-        matmul(&layer.query, &input.skip(first), &workers, queries);
+        work.multiply(&layer.key, &input, keys);
+        work.multiply(&layer.value, &input, values);
+        work.multiply(&layer.query, &input.skip(first), queries);
+        for (x, norm) in [(&mut *keys, layer.key_norm), (&mut *queries, layer.query_norm)] {
+            if let Some(norm) = norm {
+                rms_norm_heads(x, norm, h.rms_epsilon);
+                work.profiler.end(Operation::Norm);
+            }
+        }
 
         let rotations = self.rope.rotations();
-        let keys = keys.chunks_exact_mut(h.keys_length());
-        let values = values.chunks_exact(h.values_length());
-        for (i, ((keys, values), rotation)) in keys.zip(values).zip(rotations).enumerate() {
-            rope_rotate(keys, h.key_length, rotation);
-            self.kv.store(index, self.position + i, keys, values);
+        for (keys, rotation) in keys.chunks_exact_mut(h.keys_length()).zip(rotations) {
+            self.rope.rotate(keys, rotation);
         }
         let rotations = self.rope.rotations().skip(first);
         for (query, rotation) in queries.chunks_exact_mut(h.query_length()).zip(rotations) {
-            rope_rotate(query, h.key_length, rotation);
+            self.rope.rotate(query, rotation);
         }
+        work.profiler.end(Operation::Rope);
+        let keys = keys.chunks_exact(h.keys_length());
+        let values = values.chunks_exact(h.values_length());
+        for (i, (keys, values)) in keys.zip(values).enumerate() {
+            self.kv.store(index, self.position + i, keys, values);
+        }
+        work.profiler.end(Operation::Store);
         let length = self.position + first + 1;
         let outputs = &mut s.attended[..(count - first) * h.attention_length()];
         let heads = h.query_length() / h.key_length.max(1);
         attention::attend(&self.kv, index, length, queries, outputs, heads, self.parallel);
+        work.profiler.end(Operation::Attention);
 
         let attended = &s.attended[..(count - first) * h.attention_length()];
-        let input = s.input.prepare(attended, h.attention_length(), &[&layer.attention_output]);
+        let input = s.input.prepare(attended, h.attention_length(), &[&layer.attention_output.matrix]);
+        work.profiler.end(Operation::Quantise);
         let output = &mut s.normed[..(count - first) * width];
-        matmul(&layer.attention_output, &input, &workers, output);
+        work.multiply(&layer.attention_output, &input, output);
         add_assign(&mut s.state[first * width..count * width], output);
+        work.profiler.end(Operation::Add);
     }
 
     /// Adds the feed-forward network's output to the states of tokens `first..count` of the batch.
     fn feed_forward(&mut self, layer: &Layer<'_>, first: usize, count: usize) {
         let h = self.model.hyperparameters();
         let s = &mut self.scratch;
-        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
+        let work =
+            Work { workers: Workers { parallel: self.parallel, scratch: &s.rows }, profiler: self.profiler };
         let width = h.embedding_length;
         let tokens = count - first;
         normalise(&s.state, layer.feed_forward_norm, h, first..count, &mut s.normed);
-        let input = s.input.prepare(&s.normed[..tokens * width], width, &[&layer.gate, &layer.up]);
+        work.profiler.end(Operation::Norm);
+        let matrices = [&layer.gate.matrix, &layer.up.matrix];
+        let input = s.input.prepare(&s.normed[..tokens * width], width, &matrices);
+        work.profiler.end(Operation::Quantise);
         let gate = &mut s.gate[..tokens * h.feed_forward_length];
         let up = &mut s.up[..tokens * h.feed_forward_length];
-        matmul(&layer.gate, &input, &workers, gate);
-        matmul(&layer.up, &input, &workers, up);
+        work.multiply(&layer.gate, &input, gate);
+        work.multiply(&layer.up, &input, up);
         silu_mul(gate, up);
-        let input = s.input.prepare(gate, h.feed_forward_length, &[&layer.down]);
+        work.profiler.end(Operation::Activation);
+        let input = s.input.prepare(gate, h.feed_forward_length, &[&layer.down.matrix]);
+        work.profiler.end(Operation::Quantise);
         let output = &mut s.normed[..tokens * width];
-        matmul(&layer.down, &input, &workers, output);
+        work.multiply(&layer.down, &input, output);
         add_assign(&mut s.state[first * width..count * width], output);
+        work.profiler.end(Operation::Add);
     }
 
     /// Computes the logits from the state of the batch's last token.
@@ -281,11 +317,32 @@ impl<'m> Session<'m> {
         let h = self.model.hyperparameters();
         let weights = self.model.weights();
         let s = &mut self.scratch;
-        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
+        let work =
+            Work { workers: Workers { parallel: self.parallel, scratch: &s.rows }, profiler: self.profiler };
         let width = h.embedding_length;
         normalise(&s.state, weights.output_norm, h, count - 1..count, &mut s.normed);
-        let input = s.input.prepare(&s.normed[..width], width, &[&weights.output]);
-        matmul(&weights.output, &input, &workers, &mut s.logits);
+        work.profiler.end(Operation::Norm);
+        let input = s.input.prepare(&s.normed[..width], width, &[&weights.output.matrix]);
+        work.profiler.end(Operation::Quantise);
+        work.multiply(&weights.output, &input, &mut s.logits);
+    }
+}
+
+/// Who computes, and who is told.
+struct Work<'w> {
+    workers: Workers<'w>,
+    profiler: Profiler<'w>,
+}
+
+impl Work<'_> {
+    /// Multiplies a prepared input by a matrix, and adds the matrix' bias.
+    fn multiply(&self, linear: &Linear<'_>, input: &Input<'_>, out: &mut [f32]) {
+        matmul(&linear.matrix, input, &self.workers, out);
+        self.profiler.end(Operation::Multiply(linear.matrix.ty()));
+        if let Some(bias) = linear.bias {
+            add_bias(out, bias);
+            self.profiler.end(Operation::Add);
+        }
     }
 }
 

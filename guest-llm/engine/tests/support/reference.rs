@@ -7,6 +7,7 @@ use super::{F32, File, Numbers, Q8_0, Tensor, Value, set_vocabulary, store};
 /// What a test model looks like.
 #[derive(Clone, Debug)]
 pub struct Shape {
+    pub architecture: &'static str,
     pub layers: usize,
     pub width: usize,
     pub hidden: usize,
@@ -15,8 +16,8 @@ pub struct Shape {
     pub key_length: usize,
     pub value_length: usize,
     pub rope_dimensions: usize,
-    /// Linear scaling of positions.
-    pub rope_factor: Option<f32>,
+    /// Scaling of positions.
+    pub rope_scaling: Scaling,
     /// Whether the frequencies have divisors of their own (Llama 3).
     pub rope_freqs: bool,
     pub context: usize,
@@ -24,11 +25,24 @@ pub struct Shape {
     pub types: Vec<u32>,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
+    /// Biases beyond those that the architecture demands.
+    pub biases: bool,
+}
+
+/// Scaling of positions.
+#[derive(Clone, Copy, Debug)]
+pub enum Scaling {
+    None,
+    /// Factor, and whether the file says that it is linear.
+    Linear(f32, bool),
+    /// Factor, original context, and the factor of attention.
+    Yarn(f32, u32, f32),
 }
 
 impl Shape {
     pub fn tiny(types: &[u32]) -> Self {
         Shape {
+            architecture: "llama",
             layers: 2,
             width: 64,
             hidden: 96,
@@ -37,12 +51,36 @@ impl Shape {
             key_length: 16,
             value_length: 16,
             rope_dimensions: 16,
-            rope_factor: None,
+            rope_scaling: Scaling::None,
             rope_freqs: false,
             context: 64,
             types: types.to_vec(),
             tied: true,
+            biases: false,
         }
+    }
+
+    fn is_halved(&self) -> bool {
+        self.architecture != "llama"
+    }
+
+    fn has_head_norms(&self) -> bool {
+        self.architecture == "qwen3"
+    }
+
+    /// The parts of a layer that have a bias.
+    fn biased(&self) -> &'static [&'static str] {
+        match (self.architecture, self.biases) {
+            ("llama", true) => {
+                &["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+            }
+            ("qwen2", _) | ("qwen3", true) => &["attn_q", "attn_k", "attn_v"],
+            _ => &[],
+        }
+    }
+
+    fn has_output_bias(&self) -> bool {
+        self.architecture == "qwen2" && self.biases
     }
 }
 
@@ -67,7 +105,8 @@ impl Random {
         let mut file = File::new();
         let tokens = set_vocabulary(&mut file);
         let s = shape;
-        file.set("general.architecture", "llama");
+        let architecture = s.architecture;
+        file.set("general.architecture", architecture);
         for (key, value) in [
             ("block_count", s.layers),
             ("context_length", s.context),
@@ -79,12 +118,25 @@ impl Random {
             ("attention.value_length", s.value_length),
             ("rope.dimension_count", s.rope_dimensions),
         ] {
-            file.set(&format!("llama.{key}"), Value::U32(value as u32));
+            file.set(&format!("{architecture}.{key}"), Value::U32(value as u32));
         }
-        file.set("llama.attention.layer_norm_rms_epsilon", Value::F32(EPSILON));
-        if let Some(factor) = s.rope_factor {
-            file.set("llama.rope.scaling.type", "linear");
-            file.set("llama.rope.scaling.factor", Value::F32(factor));
+        file.set(&format!("{architecture}.attention.layer_norm_rms_epsilon"), Value::F32(EPSILON));
+        let mut scaling =
+            |key: &str, value: Value| file.set(&format!("{architecture}.rope.scaling.{key}"), value);
+        match s.rope_scaling {
+            Scaling::None => {}
+            Scaling::Linear(factor, named) => {
+                scaling("factor", Value::F32(factor));
+                if named {
+                    scaling("type", "linear".into());
+                }
+            }
+            Scaling::Yarn(factor, context, attention) => {
+                scaling("factor", Value::F32(factor));
+                scaling("type", "yarn".into());
+                scaling("original_context_length", Value::U32(context));
+                scaling("attn_factor", Value::F32(attention));
+            }
         }
         let mut random = Random { shape: shape.clone(), file, weights: BTreeMap::new() };
         let mut numbers = Numbers(seed);
@@ -94,7 +146,8 @@ impl Random {
             let ty = if is_vector { F32 } else { s.types[matrix % s.types.len()] };
             matrix += usize::from(!is_vector);
             let scale = if name == "token_embd.weight" { 1.0 } else { 2.0 / (columns as f32).sqrt() };
-            let value = |n: f32| if is_vector { 1.0 + 0.3 * n } else { scale * n };
+            let centre = if name.ends_with(".bias") { 0.0 } else { 1.0 };
+            let value = |n: f32| if is_vector { centre + 0.3 * n } else { scale * n };
             let values: Vec<f32> = (0..columns * rows).map(|_| value(numbers.next())).collect();
             let (data, values) = store(ty, &values);
             let dimensions = if is_vector { vec![columns as u64] } else { vec![columns as u64, rows as u64] };
@@ -114,6 +167,25 @@ impl Random {
             add("ffn_gate", s.width, s.hidden);
             add("ffn_up", s.width, s.hidden);
             add("ffn_down", s.hidden, s.width);
+            if s.has_head_norms() {
+                add("attn_q_norm", s.key_length, 1);
+                add("attn_k_norm", s.key_length, 1);
+            }
+        }
+        for layer in 0..s.layers {
+            for part in s.biased() {
+                let length = match *part {
+                    "attn_q" => s.heads * s.key_length,
+                    "attn_k" => s.kv_heads * s.key_length,
+                    "attn_v" => s.kv_heads * s.value_length,
+                    "ffn_gate" | "ffn_up" => s.hidden,
+                    _ => s.width,
+                };
+                add(&format!("blk.{layer}.{part}.bias"), length, 1);
+            }
+        }
+        if s.has_output_bias() {
+            add("output.bias", tokens, 1);
         }
         add("output_norm.weight", s.width, 1);
         if !s.tied {
@@ -137,10 +209,14 @@ impl Random {
                 .map(|v| f64::from(*v))
                 .collect();
             for layer in 0..s.layers {
-                let name = |part: &str| format!("blk.{layer}.{part}.weight");
+                let name = |part: &str| format!("blk.{layer}.{part}");
                 let h = self.norm(&x, &name("attn_norm"));
                 let mut q = self.multiply(&name("attn_q"), &h);
                 let mut k = self.multiply(&name("attn_k"), &h);
+                if s.has_head_norms() {
+                    q = self.norm_heads(&q, &name("attn_q_norm"));
+                    k = self.norm_heads(&k, &name("attn_k_norm"));
+                }
                 self.rotate(&mut q, position);
                 self.rotate(&mut k, position);
                 keys[layer].push(k);
@@ -153,8 +229,14 @@ impl Random {
                 let gated: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
                 add(&mut x, &self.multiply(&name("ffn_down"), &gated));
             }
-            let h = self.norm(&x, "output_norm.weight");
-            all.push(self.multiply(if s.tied { "token_embd.weight" } else { "output.weight" }, &h));
+            let h = self.norm(&x, "output_norm");
+            let mut logits = self.multiply(if s.tied { "token_embd" } else { "output" }, &h);
+            if s.tied
+                && let Some(bias) = self.weights.get("output.bias")
+            {
+                logits.iter_mut().zip(&bias.values).for_each(|(logit, bias)| *logit += f64::from(*bias));
+            }
+            all.push(logits);
         }
         all
     }
@@ -162,31 +244,58 @@ impl Random {
     fn norm(&self, x: &[f64], name: &str) -> Vec<f64> {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let factor = 1.0 / (mean + f64::from(EPSILON)).sqrt();
-        x.iter().zip(&self.weights[name].values).map(|(x, w)| x * factor * f64::from(*w)).collect()
+        let weight = &self.weights[&format!("{name}.weight")].values;
+        x.iter().zip(weight).map(|(x, w)| x * factor * f64::from(*w)).collect()
+    }
+
+    fn norm_heads(&self, x: &[f64], name: &str) -> Vec<f64> {
+        x.chunks_exact(self.shape.key_length).flat_map(|head| self.norm(head, name)).collect()
     }
 
     fn multiply(&self, name: &str, x: &[f64]) -> Vec<f64> {
-        let weight = &self.weights[name];
+        let weight = &self.weights[&format!("{name}.weight")];
         assert_eq!(weight.columns, x.len());
         let quantised = quantise(x);
         let x = if weight.ty == Q8_0 { &quantised } else { x };
         let dot = |row: &[f32]| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
-        weight.values.chunks_exact(weight.columns).map(dot).collect()
+        let mut products: Vec<f64> = weight.values.chunks_exact(weight.columns).map(dot).collect();
+        if let Some(bias) = self.weights.get(&format!("{name}.bias")) {
+            products.iter_mut().zip(&bias.values).for_each(|(product, bias)| *product += f64::from(*bias));
+        }
+        products
     }
 
     fn rotate(&self, x: &mut [f64], position: usize) {
         let s = &self.shape;
+        let count = s.rope_dimensions / 2;
         for head in x.chunks_exact_mut(s.key_length) {
-            for i in 0..s.rope_dimensions / 2 {
+            for i in 0..count {
                 let exponent = -2.0 * i as f64 / s.rope_dimensions as f64;
                 let mut angle = position as f64 * 10000f64.powf(exponent);
-                angle /= f64::from(s.rope_factor.unwrap_or(1.0));
                 if s.rope_freqs {
                     angle /= f64::from(self.weights["rope_freqs.weight"].values[i]);
                 }
-                let (a, b) = (head[2 * i], head[2 * i + 1]);
-                head[2 * i] = a * angle.cos() - b * angle.sin();
-                head[2 * i + 1] = a * angle.sin() + b * angle.cos();
+                let mut magnitude = 1.0;
+                match s.rope_scaling {
+                    Scaling::None => {}
+                    Scaling::Linear(factor, _) => angle /= f64::from(factor),
+                    Scaling::Yarn(factor, context, attention) => {
+                        // Where a pair turns `turns` times in the original context, by solving for its exponent.
+                        let turning = |turns: f64| {
+                            let wave = f64::from(context) / turns / std::f64::consts::TAU;
+                            wave.ln() / 10000f64.ln() * count as f64
+                        };
+                        let (low, high) = (turning(32.0).floor().max(0.0), turning(1.0).ceil());
+                        let high = high.min(s.rope_dimensions as f64 - 1.0);
+                        let share = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+                        angle = angle * (1.0 - share) + angle / f64::from(factor) * share;
+                        magnitude = (1.0 + 0.1 * f64::from(factor).ln()) * f64::from(attention);
+                    }
+                }
+                let (first, second) = if s.is_halved() { (i, i + count) } else { (2 * i, 2 * i + 1) };
+                let (a, b) = (head[first] * magnitude, head[second] * magnitude);
+                head[first] = a * angle.cos() - b * angle.sin();
+                head[second] = a * angle.sin() + b * angle.cos();
             }
         }
     }
