@@ -14,7 +14,6 @@ pub mod ffa;
 pub mod layout;
 #[cfg(target_os = "none")]
 pub mod memory;
-pub mod pool;
 pub mod serve;
 #[cfg(target_os = "none")]
 pub mod vcpu;

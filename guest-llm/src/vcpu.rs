@@ -1,7 +1,7 @@
 //! The image's other vCPUs: they help the first with the engine's work.
 
 use crate::layout::VCPU_COUNT;
-use crate::pool::{Park, Pool};
+use flexserve_engine::pool::{Park, Pool};
 use crate::{arch, ffa};
 
 /// The interrupt that wakes.

@@ -40,13 +40,14 @@
 //!   every target, for every batch size and every number of threads: kernels define their order of summation and where
 //!   multiplications and additions are fused, every instruction set keeps to that, and transcendental functions come from `libm`. The caller must leave the
 //!   floating point mode at its default (round to nearest, no flush to zero).
-//! - **Unsafe** lives in `kernels::neon` and `kernels::x86` only: the primitives of an instruction set. The kernels over
-//!   them are safe and have a portable twin that tests compare bit by bit.
+//! - **Unsafe** lives in `kernels::neon` and `kernels::x86`, the primitives of an instruction set (the kernels over them are
+//!   safe and have a portable twin that tests compare bit by bit), and in [`pool`], which lends its caller's work to other
+//!   threads.
 //!
 //! # Modules
 //! [`gguf`] parses, [`model`] gives hyperparameters and tensors their meaning, [`tokenizer`] turns text to tokens and
 //! back, `kernels` compute, [`kv`] stores keys and values in chunks of 16 tokens, [`session`] runs the transformer,
-//! `parallel` splits work over threads, [`sampler`] chooses tokens, [`generate`](mod@generate) joins them to a request. Dependencies point from right to left.
+//! `parallel` splits work over threads, [`pool`] has them at hand, [`sampler`] chooses tokens, [`generate`](mod@generate) joins them to a request. Dependencies point from right to left.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -64,6 +65,8 @@ mod kernels;
 pub mod kv;
 pub mod model;
 mod parallel;
+#[allow(unsafe_code)]
+pub mod pool;
 pub mod sampler;
 pub mod session;
 pub mod tokenizer;

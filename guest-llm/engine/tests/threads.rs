@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use flexserve_engine::{Error, Flow, KvFormat, Limits, Model, Parallel, Serial, Session, SessionConfig};
 use support::reference::{Random, Shape};
 use support::{F16, F32, Q8_0};
-use threads::Threads;
+use threads::pool;
 
 /// Logits after a prompt in batches, and after each of some tokens.
 fn logits(model: &Model<'_>, parallel: &dyn Parallel, kv: KvFormat) -> Vec<u32> {
@@ -26,55 +26,56 @@ fn logits(model: &Model<'_>, parallel: &dyn Parallel, kv: KvFormat) -> Vec<u32> 
     bits
 }
 
-fn compare(model: &Model<'_>) {
-    for kv in [KvFormat::F16, KvFormat::F32] {
-        let expected = logits(model, &Serial, kv);
-        for threads in [1, 2, 3, 8] {
-            assert_eq!(logits(model, &Threads(threads), kv), expected, "{threads} threads, {kv:?}");
+fn compare(models: &[Model<'_>]) {
+    for pool in [1, 2, 3, 8].map(pool) {
+        for model in models {
+            for kv in [KvFormat::F16, KvFormat::F32] {
+                let expected = logits(model, &Serial, kv);
+                assert_eq!(logits(model, pool, kv), expected, "{} threads, {kv:?}", pool.width());
+            }
         }
     }
 }
 
 #[test]
 fn random_models() {
-    for types in [&[F32][..], &[F16], &[Q8_0], &[Q8_0, F16, F32]] {
-        let file = Random::new(&Shape::tiny(types), 9).file.bytes();
-        compare(&Model::load(&file, &Limits::default()).unwrap());
-    }
+    let files = [&[F32][..], &[F16], &[Q8_0], &[Q8_0, F16, F32]]
+        .map(|types| Random::new(&Shape::tiny(types), 9).file.bytes());
+    compare(&files.each_ref().map(|file| Model::load(file, &Limits::default()).unwrap()));
 }
 
 #[test]
 fn the_projects_models() {
-    for name in ["tiny-f16.gguf", "demo.gguf"] {
+    let files = ["tiny-f16.gguf", "demo.gguf"].map(|name| {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/models").join(name);
-        let file = std::fs::read(path).unwrap();
-        compare(&Model::load(&file, &Limits::default()).unwrap());
-    }
+        std::fs::read(path).unwrap()
+    });
+    compare(&files.each_ref().map(|file| Model::load(file, &Limits::default()).unwrap()));
 }
 
 #[test]
 fn jobs_of_the_demo_model_are_split() {
     #[derive(Debug)]
-    struct Counting(std::sync::atomic::AtomicUsize);
+    struct Counting(std::sync::atomic::AtomicUsize, &'static dyn Parallel);
     impl Parallel for Counting {
         fn width(&self) -> usize {
             4
         }
         fn run(&self, pieces: usize, work: &(dyn Fn(usize) + Sync)) {
             self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            Threads(4).run(pieces, work);
+            self.1.run(pieces, work);
         }
     }
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/demo.gguf");
     let file = std::fs::read(path).unwrap();
     let model = Model::load(&file, &Limits::default()).unwrap();
-    let counting = Counting(Default::default());
+    let counting = Counting(Default::default(), pool(4));
     logits(&model, &counting, KvFormat::F16);
     assert!(counting.0.load(std::sync::atomic::Ordering::Relaxed) > 20, "{counting:?}");
     // More threads than there is scratch for are not used.
     let config = SessionConfig { threads: 3, ..SessionConfig::for_model(&model) };
     let mut session = Session::new(&model, &config).unwrap();
-    let unused = Counting(Default::default());
+    let unused = Counting(Default::default(), pool(4));
     session.share_work(&unused);
     session.decode(1).unwrap();
     assert_eq!(unused.0.load(std::sync::atomic::Ordering::Relaxed), 0);

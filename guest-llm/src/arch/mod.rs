@@ -1,5 +1,5 @@
 //! What only this CPU can do: start-up, exception vectors, stage-1 tables, SMC, counters. Unsafe code of the runtime lives
-//! here, in [`crate::memory`], which turns given pages into references, in [`crate::ffa`], and in [`crate::pool`], which lends other
+//! here, in [`crate::memory`], which turns given pages into references, in [`crate::ffa`], and in [`flexserve_engine::pool`], which lends other
 //! vCPUs a reference.
 
 #[cfg(target_os = "none")]

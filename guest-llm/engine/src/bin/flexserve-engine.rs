@@ -1,5 +1,9 @@
 //! The engine as a command on the development machine.
 
+#[path = "flexserve-engine/bench.rs"]
+mod bench;
+#[path = "flexserve-engine/random.rs"]
+mod random;
 #[path = "flexserve-engine/threads.rs"]
 mod threads;
 
@@ -16,9 +20,16 @@ const USAGE: &str =
                             [--threads N] [--temp T] [--top-k K] [--top-p P] [--seed N] [--raw]
        flexserve-engine info MODEL [--tensors]
        flexserve-engine tokens MODEL [-p PROMPT] [--raw]
+       flexserve-engine bench MODEL [-p TOKENS] [-n TOKENS] [-r REPETITIONS] [-c CONTEXT] [--batch TOKENS] [--kv f16|f32]
+                              [--threads N] [--profile] [--json]
+       flexserve-engine random MODEL [--architecture llama|qwen2|qwen3] [--format FORMAT] [--size BYTES] [--width N]
+                               [--vocabulary N] [--seed N]
 
 run answers PROMPT (default: standard input), greedily unless --temp is above 0; --raw completes it as it is.
 info prints what the file says of itself. tokens prints the prompt's token ids.
+bench measures prefill (default: of 128 tokens) and decoding (of 64), each from an empty context; --profile also tells
+where the time goes. random writes a model of random weights: FORMAT is F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1,
+Q4_K, Q5_K, Q6_K, Q4_K_M or Q5_K_M; --size takes 200M and the like.
 Exit codes: 0 done, 2 usage, 5 the file or request was refused.";
 
 /// Command line, taken apart.
@@ -34,6 +45,10 @@ struct Arguments {
     sampling: Sampling,
     raw: bool,
     tensors: bool,
+    repetitions: usize,
+    profile: bool,
+    json: bool,
+    random: random::Request,
 }
 
 /// What went wrong, and the exit code that says so.
@@ -51,6 +66,11 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Failure> {
     let arguments = parse(std::env::args().skip(1))?;
+    if arguments.command == "random" {
+        let (layers, bytes) = random::write(&arguments.model, &arguments.random).map_err(usage)?;
+        eprintln!("{}: {layers} layers, {bytes} bytes", arguments.model);
+        return Ok(());
+    }
     let bytes = std::fs::read(&arguments.model).map_err(|e| refused(&arguments.model, e))?;
     let started = Instant::now();
     let limits = Limits { memory_bytes: 1 << 30, ..Limits::default() };
@@ -63,6 +83,7 @@ fn run() -> Result<(), Failure> {
             println!("{:?}", tokens.map_err(|e| refused("prompt", e))?);
         }
         "run" => answer(&model, &arguments, load_ms)?,
+        "bench" => measure(&model, &arguments)?,
         other => return Err(usage(format!("no command {other}"))),
     }
     Ok(())
@@ -70,18 +91,10 @@ fn run() -> Result<(), Failure> {
 
 /// Streams the answer to standard output, and figures to standard error.
 fn answer(model: &Model<'_>, arguments: &Arguments, load_ms: f64) -> Result<(), Failure> {
-    let defaults = SessionConfig::for_model(model);
-    let config = SessionConfig {
-        context: arguments.context.unwrap_or(defaults.context),
-        batch: arguments.batch.unwrap_or(defaults.batch),
-        kv: arguments.kv.unwrap_or(defaults.kv),
-        threads: arguments.threads,
-        ..defaults
-    };
+    let config = configuration(model, arguments);
     let failed = |e| refused("request", e);
-    let threads = threads::Threads(arguments.threads);
     let mut session = Session::new(model, &config).map_err(failed)?;
-    session.share_work(&threads);
+    session.share_work(threads::pool(arguments.threads));
     let prompt = prompt(arguments)?;
     let request = Request {
         prompt: &prompt,
@@ -118,6 +131,39 @@ fn answer(model: &Model<'_>, arguments: &Arguments, load_ms: f64) -> Result<(), 
         model.memory_bytes().div_ceil(1024),
         Session::required_bytes(model, &config).map_err(failed)?.div_ceil(1024),
     );
+    Ok(())
+}
+
+fn configuration(model: &Model<'_>, arguments: &Arguments) -> SessionConfig {
+    let defaults = SessionConfig::for_model(model);
+    SessionConfig {
+        context: arguments.context.unwrap_or(defaults.context),
+        batch: arguments.batch.unwrap_or(defaults.batch),
+        kv: arguments.kv.unwrap_or(defaults.kv),
+        threads: arguments.threads,
+        ..defaults
+    }
+}
+
+/// Prints figures of speed and memory.
+fn measure(model: &Model<'_>, arguments: &Arguments) -> Result<(), Failure> {
+    let request = bench::Request {
+        prompt: arguments.prompt.clone().map_or(Ok(128), |count| number("-p", count))?,
+        decode: if arguments.max_tokens == usize::MAX { 64 } else { arguments.max_tokens },
+        repetitions: arguments.repetitions,
+        profile: arguments.profile,
+    };
+    let config = configuration(model, arguments);
+    // As much context as the measurement needs, unless told otherwise, as llama-bench has it.
+    let needed = request.prompt.max(request.decode).clamp(1, model.context_length());
+    let config = SessionConfig { context: arguments.context.unwrap_or(needed), ..config };
+    let pool = threads::pool(arguments.threads);
+    let figures = bench::run(model, &config, pool, request).map_err(|e| refused("request", e))?;
+    if arguments.json {
+        println!("{}", figures.json())
+    } else {
+        print!("{}", figures.text())
+    }
     Ok(())
 }
 
@@ -175,6 +221,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
         sampling: Sampling::default(),
         raw: false,
         tensors: false,
+        repetitions: 3,
+        profile: false,
+        json: false,
+        random: random::Request::default(),
     };
     if matches!(arguments.command.as_str(), "-h" | "--help" | "help") {
         println!("{USAGE}");
@@ -194,13 +244,34 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
                     other => return Err(usage(format!("no format {other}"))),
                 }
             }
-            "--threads" => arguments.threads = number(&word, value()?)?,
+            "--threads" => {
+                arguments.threads = number(&word, value()?)?;
+                if !(1..=threads::MAX_THREADS).contains(&arguments.threads) {
+                    return Err(usage(format!("--threads {} is not between 1 and 64", arguments.threads)));
+                }
+            }
             "--temp" => arguments.sampling.temperature = number(&word, value()?)?,
             "--top-k" => arguments.sampling.top_k = number(&word, value()?)?,
             "--top-p" => arguments.sampling.top_p = number(&word, value()?)?,
-            "--seed" => arguments.sampling.seed = number(&word, value()?)?,
+            "--seed" => {
+                let seed = number(&word, value()?)?;
+                arguments.sampling.seed = seed;
+                arguments.random.seed = seed;
+            }
             "--raw" => arguments.raw = true,
             "--tensors" => arguments.tensors = true,
+            "-r" => arguments.repetitions = number::<usize>(&word, value()?)?.max(1),
+            "--profile" => arguments.profile = true,
+            "--json" => arguments.json = true,
+            "--architecture" => arguments.random.architecture = value()?,
+            "--format" => arguments.random.format = value()?,
+            "--width" => arguments.random.width = number(&word, value()?)?,
+            "--vocabulary" => arguments.random.vocabulary = number(&word, value()?)?,
+            "--size" => {
+                let text = value()?;
+                arguments.random.size =
+                    random::size(&text).ok_or(usage(format!("--size {text} is not a size")))?;
+            }
             _ if arguments.model.is_empty() && !word.starts_with('-') => arguments.model = word,
             _ => return Err(usage(format!("unexpected {word}"))),
         }

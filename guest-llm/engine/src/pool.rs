@@ -1,4 +1,4 @@
-//! The vCPUs that share the engine's work.
+//! Threads or vCPUs that share the engine's work. The caller brings them, and says how they sleep and are woken.
 //!
 //! One job at a time, of numbered pieces that whoever is there claims, so nothing waits for a vCPU that the host does not
 //! run; one that it stops in the middle of a piece delays the job, and that is all. Claims go through one word, which holds
@@ -8,7 +8,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 
-use flexserve_engine::Parallel;
+use crate::Parallel;
 
 /// What a vCPU does when it has nothing to do.
 pub trait Park: Sync {
