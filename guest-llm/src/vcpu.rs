@@ -1,8 +1,8 @@
 //! The image's other vCPUs: they help the first with the engine's work.
 
 use crate::layout::VCPU_COUNT;
-use flexserve_engine::pool::{Park, Pool};
 use crate::{arch, ffa};
+use flexserve_engine::pool::{Park, Pool};
 
 /// The interrupt that wakes.
 const WAKE: u64 = 0;

@@ -161,6 +161,12 @@ impl<'i, T> Rows<'i, T> {
         self.count
     }
 
+    /// Length of a row.
+    #[inline(always)]
+    pub fn length(&self) -> usize {
+        self.each
+    }
+
     /// Row `index`; empty if there is none.
     #[inline(always)]
     pub fn get(&self, index: usize) -> &'i [T] {

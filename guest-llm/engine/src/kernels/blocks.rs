@@ -261,24 +261,27 @@ impl Block for Q8_0 {
     }
 }
 
-/// The eight 6-bit scales and mins of Q4_K and Q5_K: four of each in the low six bits of the first eight bytes; of the
-/// others the low four bits are in the last four bytes, the high two above those of the first eight.
+/// The eight 6-bit scales and mins of Q4_K and Q5_K, each in a byte of a word: four of each are in the low six bits of the
+/// first eight bytes; of the others the low four bits are in the last four bytes, the high two above those of the first
+/// eight.
 #[inline(always)]
-fn scales_and_mins(bytes: &[u8; 12]) -> ([i8; SUBS], [i8; SUBS]) {
+pub fn scales_and_mins(bytes: &[u8; 12]) -> (u64, u64) {
     let word = |i: usize| u32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
     let (first, second, third) = (word(0), word(4), word(8));
-    let both = |low: u32, high: u32| {
-        let mut all = [0; SUBS];
-        for (i, byte) in low.to_le_bytes().into_iter().chain(high.to_le_bytes()).enumerate() {
-            all[i] = byte as i8;
-        }
-        all
-    };
+    let both = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
     let upper = |word: u32| (word >> 6 & 0x0303_0303) << 4;
     (
         both(first & 0x3f3f_3f3f, third & 0x0f0f_0f0f | upper(first)),
         both(second & 0x3f3f_3f3f, third >> 4 & 0x0f0f_0f0f | upper(second)),
     )
+}
+
+fn bytes(word: u64) -> [i8; SUBS] {
+    let mut bytes = [0; SUBS];
+    for (out, byte) in bytes.iter_mut().zip(word.to_le_bytes()) {
+        *out = byte as i8;
+    }
+    bytes
 }
 
 impl SuperBlock for Q4K {
@@ -300,12 +303,12 @@ impl SuperBlock for Q4K {
 
     #[inline(always)]
     fn scales(&self) -> [i8; SUBS] {
-        scales_and_mins(&self.scales).0
+        bytes(scales_and_mins(&self.scales).0)
     }
 
     #[inline(always)]
     fn mins(&self) -> [i8; SUBS] {
-        scales_and_mins(&self.scales).1
+        bytes(scales_and_mins(&self.scales).1)
     }
 
     #[inline(always)]
@@ -339,12 +342,12 @@ impl SuperBlock for Q5K {
 
     #[inline(always)]
     fn scales(&self) -> [i8; SUBS] {
-        scales_and_mins(&self.scales).0
+        bytes(scales_and_mins(&self.scales).0)
     }
 
     #[inline(always)]
     fn mins(&self) -> [i8; SUBS] {
-        scales_and_mins(&self.scales).1
+        bytes(scales_and_mins(&self.scales).1)
     }
 
     #[inline(always)]

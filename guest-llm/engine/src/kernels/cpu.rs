@@ -1,7 +1,7 @@
 //! Which instruction set there is, and the kernels for it.
 
 use super::activations::Input;
-use super::matrix::Part;
+use super::matrix::{Part, RowScratch};
 use super::portable;
 
 macro_rules! dots {
@@ -39,15 +39,15 @@ pub fn multiply_portable(part: &Part<'_, '_>, input: &Input<'_>) {
 }
 
 /// Multiplies with the best instructions of this CPU.
-pub fn multiply(part: &Part<'_, '_>, input: &Input<'_>, panel: &mut [u32]) {
+pub fn multiply(part: &Part<'_, '_>, input: &Input<'_>, scratch: &mut RowScratch) {
     #[cfg(target_arch = "x86_64")]
-    if super::x86::multiply(part, input, panel) {
+    if super::x86::multiply(part, input, scratch) {
         return;
     }
     #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
-    if super::neon::multiply(part, input, panel) {
+    if super::neon::multiply(part, input, scratch) {
         return;
     }
-    let _ = panel;
+    let _ = scratch;
     multiply_portable(part, input);
 }

@@ -64,7 +64,7 @@ pub fn tile<S: Simd, E: Element, const R: usize, const T: usize>(
             w[r] = E::load(s, &row_parts[r][i]);
         }
         for t in 0..T {
-            let x = s.load(&token_parts[t][i]);
+            let x = s.load_sixteen(&token_parts[t][i]);
             for r in 0..R {
                 sums[t][r] = s.fma_sixteen(w[r], x, sums[t][r]);
             }

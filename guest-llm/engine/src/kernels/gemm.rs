@@ -1,8 +1,9 @@
 //! Products of many tokens with a panel of rows.
 //!
-//! A panel is unpacked once: the quants of its rows as bytes, four columns of every row side by side, followed by what a
-//! block's scales are. Then all tokens go over it, some at a time, one vector lane for each row, so that nothing has to be
-//! added up across lanes. The sums are those of the definition in `portable`, bit by bit.
+//! A panel is a part of some rows, unpacked: the quants as bytes, four columns of every row side by side, followed by what a
+//! block's scales are. It fits into the first-level cache. All tokens go over it, some at a time, one vector lane for each
+//! row, so that nothing has to be added up across lanes; their sums so far wait in `totals`. Then comes the next part of the
+//! rows. The sums are those of the definition in `portable`, bit by bit.
 //!
 //! Panel of a [`Block`] format, in words of 32 bits: for each block eight times `R` quads of quants, `R` scales, `R`
 //! minimums if there are any. Of a [`SuperBlock`] format: for each block 64 times `R` quads, `R` scales for each
@@ -13,12 +14,14 @@ use super::activations::{Quantised, Rows, SuperQuantised};
 use super::blocks::{BLOCK, Block, SUPER, SuperBlock, view};
 use super::simd::Lanes;
 
-/// Most words of a panel for each element of a row: Q6_K has 89 for 256.
-const WORDS: (usize, usize) = (89, 256);
+/// Columns of a panel.
+const COLUMNS: usize = 2 * SUPER;
+/// Most words of a panel for each row: Q6_K has 89 for 256 columns.
+const WORDS: usize = 89 * COLUMNS / SUPER;
 
-/// Words that a panel of rows of at most `columns` takes, or as many rows of floats.
-pub fn panel_words(rows: usize, columns: usize) -> usize {
-    columns.div_ceil(SUPER).saturating_mul(SUPER / WORDS.1 * WORDS.0).saturating_mul(rows)
+/// Words that a panel takes.
+pub const fn panel_words(rows: usize) -> usize {
+    WORDS * rows
 }
 
 const fn block_words<B: Block>(rows: usize) -> usize {
@@ -35,14 +38,15 @@ const fn offset<L: Lanes, B: Block>() -> i32 {
     if B::SIGNED && !L::SIGNED { 128 } else { B::OFFSET }
 }
 
-/// Unpacks `rows`, of which the last is repeated where there are too few.
+/// Unpacks the blocks from `from` on, as many as there is room for, of `rows`, of which the last is repeated where there are
+/// too few.
 #[inline(always)]
-pub fn pack_blocks<L: Lanes, B: Block>(rows: &[&[u8]], panel: &mut [u32]) {
+fn pack_blocks<L: Lanes, B: Block>(rows: &[&[u8]], from: usize, panel: &mut [u32]) {
     let Some(last) = rows.len().checked_sub(1) else { return };
     // Two's complement to unsigned with an offset of 128.
     let flip = if B::SIGNED && !L::SIGNED { 0x8080_8080 } else { 0 };
     for r in 0..L::ROWS {
-        let blocks = view::<B>(rows[r.min(last)]);
+        let blocks = view::<B>(rows[r.min(last)]).get(from..).unwrap_or_default();
         for (block, words) in blocks.iter().zip(panel.chunks_exact_mut(block_words::<B>(L::ROWS))) {
             let quants = block.quants();
             for (quad, words) in quants.as_chunks::<4>().0.iter().zip(words.chunks_exact_mut(L::ROWS)) {
@@ -58,10 +62,10 @@ pub fn pack_blocks<L: Lanes, B: Block>(rows: &[&[u8]], panel: &mut [u32]) {
 
 /// As [`pack_blocks`].
 #[inline(always)]
-pub fn pack_supers<L: Lanes, B: SuperBlock>(rows: &[&[u8]], panel: &mut [u32]) {
+fn pack_supers<L: Lanes, B: SuperBlock>(rows: &[&[u8]], from: usize, panel: &mut [u32]) {
     let Some(last) = rows.len().checked_sub(1) else { return };
     for r in 0..L::ROWS {
-        let blocks = view::<B>(rows[r.min(last)]);
+        let blocks = view::<B>(rows[r.min(last)]).get(from..).unwrap_or_default();
         for (block, words) in blocks.iter().zip(panel.chunks_exact_mut(super_words::<B>(L::ROWS))) {
             let (quants, scales, mins) = (block.quants(), block.scales(), block.mins());
             let mut words = words.chunks_exact_mut(L::ROWS);
@@ -82,26 +86,39 @@ pub fn pack_supers<L: Lanes, B: SuperBlock>(rows: &[&[u8]], panel: &mut [u32]) {
     }
 }
 
-/// Multiplies all tokens with a panel; `out` gets each token and its products.
+/// Multiplies all tokens with `rows` (at most `L::ROWS`); `out` gets each token and its products. `panel` and `totals` are
+/// scratch of at least [`panel_words`] and `L::ROWS` for each token.
 #[inline(always)]
 pub fn blocks<L: Lanes, B: Block>(
     v: L,
-    panel: &[u32],
+    rows: &[&[u8]],
     tokens: Rows<'_, Quantised>,
+    (panel, totals): (&mut [u32], &mut [f32]),
     out: &mut impl FnMut(usize, &[f32]),
 ) {
-    let mut first = 0;
-    while L::MANY && first + 8 <= tokens.count() {
-        blocks_tile::<L, B, 8>(v, panel, tokens, first, out);
-        first += 8;
+    let totals = totals.get_mut(..tokens.count() * L::ROWS).unwrap_or_default();
+    totals.fill(0.0);
+    let (all, each) = (tokens.length(), COLUMNS / BLOCK);
+    for from in (0..all).step_by(each) {
+        let count = each.min(all - from);
+        let panel = panel.get_mut(..count * block_words::<B>(L::ROWS)).unwrap_or_default();
+        pack_blocks::<L, B>(rows, from, panel);
+        let mut first = 0;
+        while L::MANY && first + 8 <= tokens.count() {
+            blocks_tile::<L, B, 8>(v, panel, tokens, (first, from), totals);
+            first += 8;
+        }
+        while first + 4 <= tokens.count() {
+            blocks_tile::<L, B, 4>(v, panel, tokens, (first, from), totals);
+            first += 4;
+        }
+        while first < tokens.count() {
+            blocks_tile::<L, B, 1>(v, panel, tokens, (first, from), totals);
+            first += 1;
+        }
     }
-    while first + 4 <= tokens.count() {
-        blocks_tile::<L, B, 4>(v, panel, tokens, first, out);
-        first += 4;
-    }
-    while first < tokens.count() {
-        blocks_tile::<L, B, 1>(v, panel, tokens, first, out);
-        first += 1;
+    for (token, products) in totals.chunks_exact(L::ROWS).enumerate() {
+        out(token, products);
     }
 }
 
@@ -110,15 +127,19 @@ fn blocks_tile<L: Lanes, B: Block, const T: usize>(
     v: L,
     panel: &[u32],
     tokens: Rows<'_, Quantised>,
-    first: usize,
-    out: &mut impl FnMut(usize, &[f32]),
+    (first, from): (usize, usize),
+    totals: &mut [f32],
 ) {
     let mut xs = [&[][..]; T];
     for (t, x) in xs.iter_mut().enumerate() {
-        *x = tokens.get(first + t);
+        *x = tokens.get(first + t).get(from..).unwrap_or_default();
     }
     let count = xs[0].len();
+    let parts = &mut totals[first * L::ROWS..(first + T) * L::ROWS];
     let mut totals = [v.splat_float(0.0); T];
+    for t in 0..T {
+        totals[t] = v.load(&parts[t * L::ROWS..]);
+    }
     for (b, words) in panel.chunks_exact(block_words::<B>(L::ROWS)).take(count).enumerate() {
         let mut x = [&xs[0][b]; T];
         for t in 1..T {
@@ -152,29 +173,43 @@ fn blocks_tile<L: Lanes, B: Block, const T: usize>(
             }
         }
     }
-    store::<L, T>(v, totals, first, out);
+    for t in 0..T {
+        v.store(totals[t], &mut parts[t * L::ROWS..]);
+    }
 }
 
 /// As [`blocks`].
 #[inline(always)]
 pub fn supers<L: Lanes, B: SuperBlock>(
     v: L,
-    panel: &[u32],
+    rows: &[&[u8]],
     tokens: Rows<'_, SuperQuantised>,
+    (panel, totals): (&mut [u32], &mut [f32]),
     out: &mut impl FnMut(usize, &[f32]),
 ) {
-    let mut first = 0;
-    while L::MANY && first + 8 <= tokens.count() {
-        supers_tile::<L, B, 8>(v, panel, tokens, first, out);
-        first += 8;
+    let totals = totals.get_mut(..tokens.count() * L::ROWS).unwrap_or_default();
+    totals.fill(0.0);
+    let (all, each) = (tokens.length(), COLUMNS / SUPER);
+    for from in (0..all).step_by(each) {
+        let count = each.min(all - from);
+        let panel = panel.get_mut(..count * super_words::<B>(L::ROWS)).unwrap_or_default();
+        pack_supers::<L, B>(rows, from, panel);
+        let mut first = 0;
+        while L::MANY && first + 8 <= tokens.count() {
+            supers_tile::<L, B, 8>(v, panel, tokens, (first, from), totals);
+            first += 8;
+        }
+        while first + 4 <= tokens.count() {
+            supers_tile::<L, B, 4>(v, panel, tokens, (first, from), totals);
+            first += 4;
+        }
+        while first < tokens.count() {
+            supers_tile::<L, B, 1>(v, panel, tokens, (first, from), totals);
+            first += 1;
+        }
     }
-    while first + 4 <= tokens.count() {
-        supers_tile::<L, B, 4>(v, panel, tokens, first, out);
-        first += 4;
-    }
-    while first < tokens.count() {
-        supers_tile::<L, B, 1>(v, panel, tokens, first, out);
-        first += 1;
+    for (token, products) in totals.chunks_exact(L::ROWS).enumerate() {
+        out(token, products);
     }
 }
 
@@ -183,16 +218,20 @@ fn supers_tile<L: Lanes, B: SuperBlock, const T: usize>(
     v: L,
     panel: &[u32],
     tokens: Rows<'_, SuperQuantised>,
-    first: usize,
-    out: &mut impl FnMut(usize, &[f32]),
+    (first, from): (usize, usize),
+    totals: &mut [f32],
 ) {
     let subs = SUPER / B::SUB;
     let mut xs = [&[][..]; T];
     for (t, x) in xs.iter_mut().enumerate() {
-        *x = tokens.get(first + t);
+        *x = tokens.get(first + t).get(from..).unwrap_or_default();
     }
     let count = xs[0].len();
+    let parts = &mut totals[first * L::ROWS..(first + T) * L::ROWS];
     let mut totals = [v.splat_float(0.0); T];
+    for t in 0..T {
+        totals[t] = v.load(&parts[t * L::ROWS..]);
+    }
     for (b, words) in panel.chunks_exact(super_words::<B>(L::ROWS)).take(count).enumerate() {
         let mut x = [&xs[0][b]; T];
         for t in 1..T {
@@ -202,8 +241,8 @@ fn supers_tile<L: Lanes, B: SuperBlock, const T: usize>(
         let (scales, words) = words.split_at(subs * L::ROWS);
         let (small, words) = words.split_at(subs / 2 * L::ROWS);
         let mut dots = [v.splat(0); T];
-        let parts = quads.chunks_exact(B::SUB / 4 * L::ROWS).zip(scales.chunks_exact(L::ROWS));
-        for (j, (quads, scale)) in parts.enumerate() {
+        let subs = quads.chunks_exact(B::SUB / 4 * L::ROWS).zip(scales.chunks_exact(L::ROWS));
+        for (j, (quads, scale)) in subs.enumerate() {
             let mut sums = [v.splat(0); T];
             for (q, words) in quads.chunks_exact(L::ROWS).enumerate() {
                 let w = v.ints(words);
@@ -244,7 +283,9 @@ fn supers_tile<L: Lanes, B: SuperBlock, const T: usize>(
             }
         }
     }
-    store::<L, T>(v, totals, first, out);
+    for t in 0..T {
+        v.store(totals[t], &mut parts[t * L::ROWS..]);
+    }
 }
 
 #[inline(always)]
@@ -257,21 +298,6 @@ fn quad(quants: &[i8], index: usize) -> [u8; 4] {
 fn pair(sums: &[i16], index: usize) -> i32 {
     let [low, high] = sums.as_chunks::<2>().0[index];
     i32::from(low as u16) | i32::from(high) << 16
-}
-
-#[inline(always)]
-fn store<L: Lanes, const T: usize>(
-    v: L,
-    totals: [L::Floats; T],
-    first: usize,
-    out: &mut impl FnMut(usize, &[f32]),
-) {
-    const ROWS_MAX: usize = 16;
-    for (t, total) in totals.into_iter().enumerate() {
-        let mut products = [0.0; ROWS_MAX];
-        v.store(total, &mut products);
-        out(first + t, &products[..L::ROWS]);
-    }
 }
 
 /// The bytes of each of a panel's rows.

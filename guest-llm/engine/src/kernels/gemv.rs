@@ -1,7 +1,7 @@
 //! Products of a few tokens with rows in place, eight rows at a time.
 
 use super::activations::{Quantised, SuperQuantised};
-use super::blocks::{Block, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, SUBS, SuperBlock};
+use super::blocks::{Block, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, SUBS, SuperBlock, scales_and_mins};
 use super::simd::{Lanes, ROWS, Simd};
 
 /// A block's quants in a register.
@@ -50,8 +50,9 @@ quants! {
 
 /// A super-block's quants, 32 at a time, in registers.
 pub trait SuperQuants: SuperBlock {
-    /// Adds up the products with `x`, each sub-block's times its scale.
-    fn dot<S: Simd>(&self, s: S, x: &SuperQuantised) -> S::Sums;
+    /// Adds up the products with `x`, each sub-block's times its scale; and those of the minimums, or of the scales where
+    /// there is an offset, with the sums of `x`.
+    fn dot<S: Simd>(&self, s: S, x: &SuperQuantised, sums32: &[i16; SUBS]) -> (S::Sums, S::Sums);
 
     /// The scale as it is stored.
     fn stored_scale(&self) -> u16;
@@ -62,25 +63,22 @@ pub trait SuperQuants: SuperBlock {
     }
 }
 
-/// Scales of eight sub-blocks of 32, each twice, as for sixteen of 16.
-#[inline(always)]
-fn twice(scales: [i8; SUBS]) -> [i8; SUBS] {
-    let [a, b, c, d, e, f, g, h, ..] = scales;
-    [a, a, b, b, c, c, d, d, e, e, f, f, g, g, h, h]
-}
-
 impl SuperQuants for Q4K {
     #[inline(always)]
-    fn dot<S: Simd>(&self, s: S, x: &SuperQuantised) -> S::Sums {
-        let scales = twice(self.scales());
+    fn dot<S: Simd>(&self, s: S, x: &SuperQuantised, sums32: &[i16; SUBS]) -> (S::Sums, S::Sums) {
+        let (scales, mins) = scales_and_mins(&self.scales);
+        let scales = s.eight_scales(scales);
         let (x, w) = (x.quants.as_chunks::<32>().0, self.qs.as_chunks::<32>().0);
         let mut sums = s.nothing();
-        for part in 0..4 {
-            let w = s.bytes(&w[part]);
-            sums = s.dot_scaled(sums, s.and(w, 15), &x[2 * part], &scales, 2 * part);
-            sums = s.dot_scaled(sums, s.high(w), &x[2 * part + 1], &scales, 2 * part + 1);
+        macro_rules! part {
+            ($($part:literal: $low:literal $high:literal),*) => {$(
+                let packed = s.bytes(&w[$part]);
+                sums = s.dot_scaled::<$low>(sums, s.and(packed, 15), &x[$low], scales);
+                sums = s.dot_scaled::<$high>(sums, s.high(packed), &x[$high], scales);
+            )*};
         }
-        sums
+        part!(0: 0 1, 1: 2 3, 2: 4 5, 3: 6 7);
+        (sums, s.dot_small(s.eight_scales(mins), sums32))
     }
 
     #[inline(always)]
@@ -96,19 +94,23 @@ impl SuperQuants for Q4K {
 
 impl SuperQuants for Q5K {
     #[inline(always)]
-    fn dot<S: Simd>(&self, s: S, x: &SuperQuantised) -> S::Sums {
-        let scales = twice(self.scales());
+    fn dot<S: Simd>(&self, s: S, x: &SuperQuantised, sums32: &[i16; SUBS]) -> (S::Sums, S::Sums) {
+        let (scales, mins) = scales_and_mins(&self.scales);
+        let scales = s.eight_scales(scales);
         let (x, w) = (x.quants.as_chunks::<32>().0, self.qs.as_chunks::<32>().0);
         let fifth = s.bytes(&self.qh);
         let mut sums = s.nothing();
-        for part in 0..4 {
-            let w = s.bytes(&w[part]);
-            let low = s.or(s.and(w, 15), s.test(fifth, 1 << (2 * part), 16));
-            let high = s.or(s.high(w), s.test(fifth, 2 << (2 * part), 16));
-            sums = s.dot_scaled(sums, low, &x[2 * part], &scales, 2 * part);
-            sums = s.dot_scaled(sums, high, &x[2 * part + 1], &scales, 2 * part + 1);
+        macro_rules! part {
+            ($($part:literal: $low:literal $high:literal),*) => {$(
+                let packed = s.bytes(&w[$part]);
+                let low = s.or(s.and(packed, 15), s.test(fifth, 1 << $low, 16));
+                let high = s.or(s.high(packed), s.test(fifth, 1 << $high, 16));
+                sums = s.dot_scaled::<$low>(sums, low, &x[$low], scales);
+                sums = s.dot_scaled::<$high>(sums, high, &x[$high], scales);
+            )*};
         }
-        sums
+        part!(0: 0 1, 1: 2 3, 2: 4 5, 3: 6 7);
+        (sums, s.dot_small(s.eight_scales(mins), sums32))
     }
 
     #[inline(always)]
@@ -124,25 +126,28 @@ impl SuperQuants for Q5K {
 
 impl SuperQuants for Q6K {
     #[inline(always)]
-    fn dot<S: Simd>(&self, s: S, x: &SuperQuantised) -> S::Sums {
-        let scales = self.scales();
+    fn dot<S: Simd>(&self, s: S, x: &SuperQuantised, _: &[i16; SUBS]) -> (S::Sums, S::Sums) {
+        let scales = s.scales(&self.scales);
+        let least = s.dot_small(scales, &x.sums16);
         let x = x.quants.as_chunks::<32>().0;
         let (low, high) = (self.ql.as_chunks::<32>().0, self.qh.as_chunks::<32>().0);
         let mut sums = s.nothing();
-        for half in 0..2 {
-            let (a, b, high) = (s.bytes(&low[2 * half]), s.bytes(&low[2 * half + 1]), s.bytes(&high[half]));
-            let quants = [
-                s.or(s.and(a, 15), s.left::<4>(s.and(high, 0x03))),
-                s.or(s.and(b, 15), s.left::<2>(s.and(high, 0x0c))),
-                s.or(s.high(a), s.and(high, 0x30)),
-                s.or(s.high(b), s.right::<2>(s.and(high, 0xc0))),
-            ];
-            for (part, quants) in quants.into_iter().enumerate() {
-                let part = 4 * half + part;
-                sums = s.dot_scaled(sums, quants, &x[part], &scales, part);
-            }
+        macro_rules! half {
+            ($($half:literal: $a:literal $b:literal $c:literal $d:literal),*) => {$(
+                let (a, b) = (s.bytes(&low[2 * $half]), s.bytes(&low[2 * $half + 1]));
+                let both = s.bytes(&high[$half]);
+                let first = s.or(s.and(a, 15), s.left::<4>(s.and(both, 0x03)));
+                let second = s.or(s.and(b, 15), s.left::<2>(s.and(both, 0x0c)));
+                let third = s.or(s.high(a), s.and(both, 0x30));
+                let fourth = s.or(s.high(b), s.right::<2>(s.and(both, 0xc0)));
+                sums = s.dot_scaled_halves::<$a>(sums, first, &x[$a], scales);
+                sums = s.dot_scaled_halves::<$b>(sums, second, &x[$b], scales);
+                sums = s.dot_scaled_halves::<$c>(sums, third, &x[$c], scales);
+                sums = s.dot_scaled_halves::<$d>(sums, fourth, &x[$d], scales);
+            )*};
         }
-        sums
+        half!(0: 0 1 2 3, 1: 4 5 6 7);
+        (sums, least)
     }
 
     #[inline(always)]
@@ -200,15 +205,9 @@ pub fn supers<S: Simd, B: SuperQuants>(
         sums32[..SUBS / 2].copy_from_slice(&x.sums32);
         for r in 0..ROWS {
             let Some(w) = rows[r].get(b) else { return };
-            sums[r] = w.dot(s, x);
-            if B::HAS_MIN {
-                least[r] = s.dot_small(&w.mins(), &sums32);
-                min_scales[r] = w.stored_min_scale();
-            }
-            if B::OFFSET != 0 {
-                least[r] = s.dot_small(&w.scales(), &x.sums16);
-            }
+            (sums[r], least[r]) = w.dot(s, x, &sums32);
             scales[r] = w.stored_scale();
+            min_scales[r] = w.stored_min_scale();
         }
         let mut dots = s.rows(sums);
         if B::OFFSET != 0 {

@@ -6,6 +6,7 @@ use spin::mutex::SpinMutex;
 
 use super::activations::Input;
 use super::blocks::expand;
+use super::multiply::{FLOAT_ROWS, PANEL};
 use super::{cpu, gemm};
 use crate::Result;
 use crate::budget::Budget;
@@ -13,7 +14,7 @@ use crate::gguf::{TensorInfo, TensorType};
 use crate::parallel::{Output, Parallel, Split, take_free};
 
 /// Rows that are shared out to threads together.
-pub const GRAIN: usize = 16;
+const GRAIN: usize = PANEL;
 
 /// A matrix in place.
 #[derive(Clone, Copy, Debug)]
@@ -54,21 +55,31 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Scratch of one thread for [`matmul`]: a panel of unpacked rows.
+/// Scratch of one thread for [`matmul`].
 #[derive(Debug)]
 pub struct RowScratch {
-    panel: Vec<u32>,
+    /// Parts of some rows, unpacked.
+    pub(super) panel: Vec<u32>,
+    /// Sums so far, of each token with each row of the panel.
+    pub(super) totals: Vec<f32>,
+    /// Some rows as F32, for the formats that are converted.
+    pub(super) floats: Vec<f32>,
 }
 
 impl RowScratch {
-    /// Bytes that [`RowScratch::new`] allocates for matrices of at most `columns`.
-    pub fn required_bytes(columns: usize) -> usize {
-        gemm::panel_words(GRAIN, columns).saturating_mul(size_of::<u32>())
+    /// Bytes that [`RowScratch::new`] allocates for matrices of at most `columns`, and so many tokens.
+    pub fn required_bytes(columns: usize, tokens: usize) -> usize {
+        let floats = columns.saturating_mul(FLOAT_ROWS).saturating_add(tokens.saturating_mul(PANEL));
+        floats.saturating_mul(size_of::<f32>()).saturating_add(gemm::panel_words(PANEL) * size_of::<u32>())
     }
 
-    /// Allocates for matrices of at most `columns`.
-    pub fn new(columns: usize, budget: &mut Budget) -> Result<Self> {
-        Ok(RowScratch { panel: budget.filled(0, gemm::panel_words(GRAIN, columns))? })
+    /// Allocates for matrices of at most `columns`, and so many tokens.
+    pub fn new(columns: usize, tokens: usize, budget: &mut Budget) -> Result<Self> {
+        Ok(RowScratch {
+            panel: budget.filled(0, gemm::panel_words(PANEL))?,
+            totals: budget.filled(0.0, tokens.saturating_mul(PANEL))?,
+            floats: budget.filled(0.0, columns.saturating_mul(FLOAT_ROWS))?,
+        })
     }
 }
 
@@ -82,7 +93,7 @@ pub fn matmul(matrix: &Matrix<'_>, input: &Input<'_>, workers: &Workers<'_>, out
     split.run(workers.parallel, &|_, rows| {
         let Some(mut scratch) = take_free(workers.scratch) else { return };
         let part = Part { matrix, first: rows.start, data: matrix.part(rows), out };
-        cpu::multiply(&part, input, &mut scratch.panel);
+        cpu::multiply(&part, input, &mut scratch);
     });
 }
 
@@ -97,7 +108,7 @@ pub fn matmul_at(
 ) -> bool {
     let Some(mut scratch) = take_free(workers.scratch) else { return false };
     let part = Part { matrix, first: 0, data: matrix.data, out: Output::new(out) };
-    super::x86::multiply_at(level, &part, input, &mut scratch.panel)
+    super::x86::multiply_at(level, &part, input, &mut scratch)
 }
 
 /// Threads, and scratch for each.

@@ -1,11 +1,12 @@
 //! Some rows of a matrix times a batch of activations, for any instruction set.
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::activations::Input;
 use super::blocks::{Bf16, F16, F32, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, expand, view};
 use super::floats::Element;
 use super::gemv::{Quants, SuperQuants};
+use super::matrix::RowScratch;
 use super::simd::{Lanes, ROWS, Simd};
 use super::{floats, gemm, gemv};
 use crate::gguf::TensorType;
@@ -13,34 +14,34 @@ use crate::gguf::TensorType;
 /// From how many tokens on unpacking rows pays.
 const MANY: usize = 4;
 /// Rows of the widest panel.
-const PANEL: usize = 16;
+pub const PANEL: usize = 16;
 /// Rows and tokens of a tile of floats.
-const FLOAT_ROWS: usize = 4;
+pub const FLOAT_ROWS: usize = 4;
 const FLOAT_TOKENS: usize = 2;
 
 /// Multiplies `rows`, the bytes of whole rows of type `ty`, with all tokens of `input`; `set` gets token, row and product.
-/// `panel` is scratch of at least [`gemm::panel_words`].
+/// The scratch must be large enough for `input`.
 #[inline(always)]
 pub fn multiply<S: Simd>(
     s: S,
     ty: TensorType,
     rows: &[u8],
     input: &Input<'_>,
-    panel: &mut [u32],
+    scratch: &mut RowScratch,
     set: &mut impl FnMut(usize, usize, f32),
 ) {
     match ty {
-        TensorType::F32 => multiply_floats::<S, F32>(s, ty, rows, input, panel, set),
-        TensorType::F16 => multiply_floats::<S, F16>(s, ty, rows, input, panel, set),
-        TensorType::Bf16 => multiply_floats::<S, Bf16>(s, ty, rows, input, panel, set),
-        TensorType::Q4_0 => multiply_blocks::<S, Q4_0>(s, rows, input, panel, set),
-        TensorType::Q4_1 => multiply_blocks::<S, Q4_1>(s, rows, input, panel, set),
-        TensorType::Q5_0 => multiply_blocks::<S, Q5_0>(s, rows, input, panel, set),
-        TensorType::Q5_1 => multiply_blocks::<S, Q5_1>(s, rows, input, panel, set),
-        TensorType::Q8_0 => multiply_blocks::<S, Q8_0>(s, rows, input, panel, set),
-        TensorType::Q4K => multiply_supers::<S, Q4K>(s, rows, input, panel, set),
-        TensorType::Q5K => multiply_supers::<S, Q5K>(s, rows, input, panel, set),
-        TensorType::Q6K => multiply_supers::<S, Q6K>(s, rows, input, panel, set),
+        TensorType::F32 => multiply_floats::<S, F32>(s, ty, rows, input, scratch, set),
+        TensorType::F16 => multiply_floats::<S, F16>(s, ty, rows, input, scratch, set),
+        TensorType::Bf16 => multiply_floats::<S, Bf16>(s, ty, rows, input, scratch, set),
+        TensorType::Q4_0 => multiply_blocks::<S, Q4_0>(s, rows, input, scratch, set),
+        TensorType::Q4_1 => multiply_blocks::<S, Q4_1>(s, rows, input, scratch, set),
+        TensorType::Q5_0 => multiply_blocks::<S, Q5_0>(s, rows, input, scratch, set),
+        TensorType::Q5_1 => multiply_blocks::<S, Q5_1>(s, rows, input, scratch, set),
+        TensorType::Q8_0 => multiply_blocks::<S, Q8_0>(s, rows, input, scratch, set),
+        TensorType::Q4K => multiply_supers::<S, Q4K>(s, rows, input, scratch, set),
+        TensorType::Q5K => multiply_supers::<S, Q5K>(s, rows, input, scratch, set),
+        TensorType::Q6K => multiply_supers::<S, Q6K>(s, rows, input, scratch, set),
     }
 }
 
@@ -49,7 +50,7 @@ fn multiply_blocks<S: Simd, B: Quants>(
     s: S,
     rows: &[u8],
     input: &Input<'_>,
-    panel: &mut [u32],
+    scratch: &mut RowScratch,
     set: &mut impl FnMut(usize, usize, f32),
 ) {
     let row_bytes = (input.columns() / B::LENGTH * size_of::<B>()).max(1);
@@ -57,9 +58,9 @@ fn multiply_blocks<S: Simd, B: Quants>(
     if tokens.count() >= MANY {
         for (group, bytes) in rows.chunks(S::Wide::ROWS * row_bytes).enumerate() {
             let (rows, count) = gemm::split_rows::<PANEL>(bytes, row_bytes);
-            gemm::pack_blocks::<S::Wide, B>(&rows[..count], panel);
             let first = group * S::Wide::ROWS;
-            gemm::blocks::<S::Wide, B>(s.wide(), panel, tokens, &mut |token, products| {
+            let scratch = (&mut *scratch.panel, &mut *scratch.totals);
+            gemm::blocks::<S::Wide, B>(s.wide(), &rows[..count], tokens, scratch, &mut |token, products| {
                 for (r, product) in products.iter().enumerate().take(count) {
                     set(token, first + r, *product);
                 }
@@ -88,7 +89,7 @@ fn multiply_supers<S: Simd, B: SuperQuants>(
     s: S,
     rows: &[u8],
     input: &Input<'_>,
-    panel: &mut [u32],
+    scratch: &mut RowScratch,
     set: &mut impl FnMut(usize, usize, f32),
 ) {
     let row_bytes = (input.columns() / B::LENGTH * size_of::<B>()).max(1);
@@ -96,9 +97,9 @@ fn multiply_supers<S: Simd, B: SuperQuants>(
     if tokens.count() >= MANY {
         for (group, bytes) in rows.chunks(S::Wide::ROWS * row_bytes).enumerate() {
             let (rows, count) = gemm::split_rows::<PANEL>(bytes, row_bytes);
-            gemm::pack_supers::<S::Wide, B>(&rows[..count], panel);
             let first = group * S::Wide::ROWS;
-            gemm::supers::<S::Wide, B>(s.wide(), panel, tokens, &mut |token, products| {
+            let scratch = (&mut *scratch.panel, &mut *scratch.totals);
+            gemm::supers::<S::Wide, B>(s.wide(), &rows[..count], tokens, scratch, &mut |token, products| {
                 for (r, product) in products.iter().enumerate().take(count) {
                     set(token, first + r, *product);
                 }
@@ -128,7 +129,7 @@ fn multiply_floats<S: Simd, E: Element>(
     ty: TensorType,
     rows: &[u8],
     input: &Input<'_>,
-    panel: &mut [u32],
+    scratch: &mut RowScratch,
     set: &mut impl FnMut(usize, usize, f32),
 ) {
     let columns = input.columns();
@@ -145,7 +146,7 @@ fn multiply_floats<S: Simd, E: Element>(
         let at = |r: usize| r.min(count.saturating_sub(1));
         if tokens.count() >= MANY && ty != TensorType::F32 {
             // Converted once for all tokens; exact, so that it makes no difference but to speed.
-            let floats = <[f32]>::mut_from_bytes(panel.as_mut_bytes()).unwrap_or_default();
+            let floats = &mut scratch.floats;
             for (row, out) in rows.iter().take(count).zip(floats.chunks_exact_mut(columns.max(1))) {
                 expand(ty, row, out);
             }

@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use super::activations::Input;
 use super::blocks::{F16, F32, SUBS, view};
-use super::matrix::Part;
+use super::matrix::{Part, RowScratch};
 use super::portable::LANES;
 use super::simd::{Lanes, ROWS, Simd};
 use super::{floats, multiply};
@@ -16,8 +16,8 @@ use super::{floats, multiply};
 pub struct Neon;
 
 /// Multiplies.
-pub fn multiply(part: &Part<'_, '_>, input: &Input<'_>, panel: &mut [u32]) -> bool {
-    multiply::multiply(Neon, part.ty(), part.rows(), input, panel, &mut |token, row, product| {
+pub fn multiply(part: &Part<'_, '_>, input: &Input<'_>, scratch: &mut RowScratch) -> bool {
+    multiply::multiply(Neon, part.ty(), part.rows(), input, scratch, &mut |token, row, product| {
         part.set(token, row, product);
     });
     true
@@ -89,6 +89,19 @@ fn sdot(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
         let low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
         let high = vpaddlq_s16(vmull_high_s8(a, b));
         vaddq_s32(sums, vpaddq_s32(low, high))
+    }
+}
+
+/// `sums + a * b[lane]`; the lane is known when the caller is compiled.
+#[inline(always)]
+fn multiply_add_lane(sums: int32x4_t, a: int32x4_t, b: int32x4_t, lane: i32) -> int32x4_t {
+    n! {
+        match lane {
+            0 => vmlaq_laneq_s32::<0>(sums, a, b),
+            1 => vmlaq_laneq_s32::<1>(sums, a, b),
+            2 => vmlaq_laneq_s32::<2>(sums, a, b),
+            _ => vmlaq_laneq_s32::<3>(sums, a, b),
+        }
     }
 }
 
@@ -175,6 +188,12 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn load(self, floats: &[f32]) -> Self::Floats {
+        let floats = first::<8, f32>(floats).as_ptr();
+        n!([vld1q_f32(floats), vld1q_f32(floats.add(4))])
+    }
+
+    #[inline(always)]
     fn store(self, floats: Self::Floats, out: &mut [f32]) {
         let Some(out) = out.first_chunk_mut::<8>() else { return };
         n! {
@@ -188,6 +207,7 @@ impl Simd for Neon {
     type Eight = Neon;
     type Wide = Neon;
     type Bytes = [uint8x16_t; 2];
+    type Scales = [int16x8_t; 2];
     type Sums = int32x4_t;
     type Sixteen = [float32x4_t; 4];
 
@@ -273,33 +293,61 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn dot_scaled(
-        self,
-        sums: int32x4_t,
-        w: Self::Bytes,
-        x: &[i8; 32],
-        scales: &[i8; SUBS],
-        pair: usize,
-    ) -> int32x4_t {
-        let (low_scale, high_scale) = (i32::from(scales[2 * pair]), i32::from(scales[2 * pair + 1]));
+    fn scales(self, scales: &[u8; SUBS]) -> [int16x8_t; 2] {
         n! {
-            let zero = vdupq_n_s32(0);
-            let low = sdot(zero, vreinterpretq_s8_u8(w[0]), vld1q_s8(x.as_ptr()));
-            let high = sdot(zero, vreinterpretq_s8_u8(w[1]), vld1q_s8(x.as_ptr().add(16)));
-            vmlaq_n_s32(vmlaq_n_s32(sums, low, low_scale), high, high_scale)
+            let scales = vreinterpretq_s8_u8(vld1q_u8(scales.as_ptr()));
+            [vmovl_s8(vget_low_s8(scales)), vmovl_high_s8(scales)]
         }
     }
 
     #[inline(always)]
-    fn dot_small(self, a: &[i8; SUBS], b: &[i16; SUBS]) -> int32x4_t {
+    fn eight_scales(self, scales: u64) -> [int16x8_t; 2] {
+        n!([vmovl_s8(vcreate_s8(scales)), vdupq_n_s16(0)])
+    }
+
+    #[inline(always)]
+    fn dot_scaled<const PART: i32>(
+        self,
+        sums: int32x4_t,
+        w: Self::Bytes,
+        x: &[i8; 32],
+        scales: [int16x8_t; 2],
+    ) -> int32x4_t {
         n! {
-            let a = vld1q_s8(a.as_ptr());
-            let (a_low, a_high) = (vmovl_s8(vget_low_s8(a)), vmovl_high_s8(a));
+            let products = Simd::dot::<false>(self, w, x);
+            let four = if PART < 4 { vget_low_s16(scales[0]) } else { vget_high_s16(scales[0]) };
+            multiply_add_lane(sums, products, vmovl_s16(four), PART % 4)
+        }
+    }
+
+    #[inline(always)]
+    fn dot_scaled_halves<const PART: i32>(
+        self,
+        sums: int32x4_t,
+        w: Self::Bytes,
+        x: &[i8; 32],
+        scales: [int16x8_t; 2],
+    ) -> int32x4_t {
+        n! {
+            let zero = vdupq_n_s32(0);
+            let low = sdot(zero, vreinterpretq_s8_u8(w[0]), vld1q_s8(x.as_ptr()));
+            let high = sdot(zero, vreinterpretq_s8_u8(w[1]), vld1q_s8(x.as_ptr().add(16)));
+            let eight = scales[PART as usize / 4];
+            let four = if PART % 4 < 2 { vget_low_s16(eight) } else { vget_high_s16(eight) };
+            let four = vmovl_s16(four);
+            let sums = multiply_add_lane(sums, low, four, 2 * PART % 4);
+            multiply_add_lane(sums, high, four, 2 * PART % 4 + 1)
+        }
+    }
+
+    #[inline(always)]
+    fn dot_small(self, a: [int16x8_t; 2], b: &[i16; SUBS]) -> int32x4_t {
+        n! {
             let (b_low, b_high) = (vld1q_s16(b.as_ptr()), vld1q_s16(b.as_ptr().add(8)));
-            let sums = vmull_s16(vget_low_s16(a_low), vget_low_s16(b_low));
-            let sums = vmlal_high_s16(sums, a_low, b_low);
-            let sums = vmlal_s16(sums, vget_low_s16(a_high), vget_low_s16(b_high));
-            vmlal_high_s16(sums, a_high, b_high)
+            let sums = vmull_s16(vget_low_s16(a[0]), vget_low_s16(b_low));
+            let sums = vmlal_high_s16(sums, a[0], b_low);
+            let sums = vmlal_s16(sums, vget_low_s16(a[1]), vget_low_s16(b_high));
+            vmlal_high_s16(sums, a[1], b_high)
         }
     }
 
@@ -328,7 +376,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn load(self, floats: &[f32; LANES]) -> Self::Sixteen {
+    fn load_sixteen(self, floats: &[f32; LANES]) -> Self::Sixteen {
         let at = floats.as_ptr();
         n!([vld1q_f32(at), vld1q_f32(at.add(4)), vld1q_f32(at.add(8)), vld1q_f32(at.add(12))])
     }

@@ -60,6 +60,9 @@ pub trait Lanes: Copy {
     /// In each lane `c - a * b`, rounded once.
     fn fnma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
 
+    /// Loads the first [`Lanes::ROWS`] elements.
+    fn load(self, floats: &[f32]) -> Self::Floats;
+
     /// Stores to the first [`Lanes::ROWS`] elements.
     fn store(self, floats: Self::Floats, out: &mut [f32]);
 }
@@ -72,6 +75,8 @@ pub trait Simd: Copy {
     type Wide: Lanes;
     /// 32 bytes of a row.
     type Bytes: Copy;
+    /// The scales of a super-block's sub-blocks.
+    type Scales: Copy;
     /// Partial sums of a product of a row's quants.
     type Sums: Copy;
     /// Sixteen floats, as the partial sums of a product of floats.
@@ -116,19 +121,32 @@ pub trait Simd: Copy {
     /// Products of `w`, whose bytes are signed if `SIGNED` and else at most 63, with `x`.
     fn dot<const SIGNED: bool>(self, w: Self::Bytes, x: &[i8; 32]) -> Self::Sums;
 
-    /// Adds the products of `w`, whose bytes are at most 63, with `x`, times `scales[2 * pair]` for the first sixteen and
-    /// `scales[2 * pair + 1]` for the others.
-    fn dot_scaled(
+    /// Sixteen small integers.
+    fn scales(self, scales: &[u8; SUBS]) -> Self::Scales;
+
+    /// The bytes of a word and eight zeros.
+    fn eight_scales(self, scales: u64) -> Self::Scales;
+
+    /// Adds the products of `w`, whose bytes are at most 63, with `x`, times scale `PART`.
+    fn dot_scaled<const PART: i32>(
         self,
         sums: Self::Sums,
         w: Self::Bytes,
         x: &[i8; 32],
-        scales: &[i8; SUBS],
-        pair: usize,
+        scales: Self::Scales,
+    ) -> Self::Sums;
+
+    /// As [`Simd::dot_scaled`], the first sixteen times scale `2 * PART`, the others times the one after.
+    fn dot_scaled_halves<const PART: i32>(
+        self,
+        sums: Self::Sums,
+        w: Self::Bytes,
+        x: &[i8; 32],
+        scales: Self::Scales,
     ) -> Self::Sums;
 
     /// Products of small integers.
-    fn dot_small(self, a: &[i8; SUBS], b: &[i16; SUBS]) -> Self::Sums;
+    fn dot_small(self, a: Self::Scales, b: &[i16; SUBS]) -> Self::Sums;
 
     /// The sum of each row's partial sums.
     fn rows(self, sums: [Self::Sums; ROWS]) -> <Self::Eight as Lanes>::Ints;
@@ -140,7 +158,7 @@ pub trait Simd: Copy {
     fn sixteen(self, value: f32) -> Self::Sixteen;
 
     /// Loads floats.
-    fn load(self, floats: &[f32; LANES]) -> Self::Sixteen;
+    fn load_sixteen(self, floats: &[f32; LANES]) -> Self::Sixteen;
 
     /// Loads little-endian floats.
     fn load_f32(self, bytes: &[u8; 4 * LANES]) -> Self::Sixteen;

@@ -148,7 +148,7 @@ fn product(ty: TensorType, data: &[u8], shape: (usize, usize), x: &[f32]) -> Vec
     let matrix = Matrix::new(&tensor);
     let mut budget = Budget::new(usize::MAX);
     let mut buffer = InputBuffer::new(x.len(), &mut budget).unwrap();
-    let scratch = [SpinMutex::new(RowScratch::new(columns, &mut budget).unwrap())];
+    let scratch = [SpinMutex::new(RowScratch::new(columns, x.len() / columns, &mut budget).unwrap())];
     let workers = Workers { parallel: &Serial, scratch: &scratch };
     let input = buffer.prepare(x, columns, &[&matrix]);
     let mut expected = vec![f32::NAN; x.len() / columns * rows];
@@ -181,7 +181,7 @@ fn products_of_every_format_follow_their_definition() {
     for ty in TensorType::ALL {
         let length = ty.block_length();
         for (rows, tokens) in [(1, 1), (2, 2), (7, 3), (8, 4), (9, 5), (16, 9), (17, 8), (35, 21)] {
-            for columns in [length, 3 * length].map(|columns| columns.max(24)) {
+            for columns in [length, 3 * length, 1280 / length * length].map(|columns| columns.max(24)) {
                 let x = numbers.floats(tokens * columns);
                 let data = numbers.blocks(ty, rows * columns / length);
                 let tensor = TensorInfo::for_test(ty, columns, rows, &data);

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::activations::Input;
 use super::blocks::{F16, F32, SUBS, view};
-use super::matrix::Part;
+use super::matrix::{Part, RowScratch};
 use super::portable::LANES;
 use super::simd::{Lanes, ROWS, Simd};
 use super::{floats, multiply};
@@ -91,23 +91,28 @@ unsafe fn saved() -> u64 {
 }
 
 /// Multiplies, if there are instructions that help.
-pub fn multiply(part: &Part<'_, '_>, input: &Input<'_>, panel: &mut [u32]) -> bool {
-    multiply_at(Level::detect(), part, input, panel)
+pub fn multiply(part: &Part<'_, '_>, input: &Input<'_>, scratch: &mut RowScratch) -> bool {
+    multiply_at(Level::detect(), part, input, scratch)
 }
 
 /// Multiplies with the instructions of `level`, of which the CPU must have told at least that.
-pub(super) fn multiply_at(level: Level, part: &Part<'_, '_>, input: &Input<'_>, panel: &mut [u32]) -> bool {
+pub(super) fn multiply_at(
+    level: Level,
+    part: &Part<'_, '_>,
+    input: &Input<'_>,
+    scratch: &mut RowScratch,
+) -> bool {
     if level > Level::detect() {
         return false;
     }
     match level {
         Level::None => return false,
         // SAFETY: the CPU has been asked.
-        Level::Avx2 => unsafe { multiply_avx2(Avx2(()), part, input, panel) },
+        Level::Avx2 => unsafe { multiply_avx2(Avx2(()), part, input, scratch) },
         // SAFETY: as above.
-        Level::AvxVnni => unsafe { multiply_avx_vnni(AvxVnni(Avx2(())), part, input, panel) },
+        Level::AvxVnni => unsafe { multiply_avx_vnni(AvxVnni(Avx2(())), part, input, scratch) },
         // SAFETY: as above.
-        Level::Avx512 => unsafe { multiply_avx512(Avx512(Avx2(())), part, input, panel) },
+        Level::Avx512 => unsafe { multiply_avx512(Avx512(Avx2(())), part, input, scratch) },
     }
     true
 }
@@ -117,8 +122,8 @@ macro_rules! entry {
         /// # Safety
         /// The CPU must have the features.
         #[target_feature(enable = $features)]
-        unsafe fn $name(s: $isa, part: &Part<'_, '_>, input: &Input<'_>, panel: &mut [u32]) {
-            multiply::multiply(s, part.ty(), part.rows(), input, panel, &mut |token, row, product| {
+        unsafe fn $name(s: $isa, part: &Part<'_, '_>, input: &Input<'_>, scratch: &mut RowScratch) {
+            multiply::multiply(s, part.ty(), part.rows(), input, scratch, &mut |token, row, product| {
                 part.set(token, row, product);
             });
         }
@@ -257,6 +262,11 @@ macro_rules! lanes_256 {
             }
 
             #[inline(always)]
+            fn load(self, floats: &[f32]) -> __m256 {
+                x!(_mm256_loadu_ps(first::<8, f32>(floats).as_ptr()))
+            }
+
+            #[inline(always)]
             fn store(self, floats: __m256, out: &mut [f32]) {
                 let Some(out) = out.first_chunk_mut::<8>() else { return };
                 x!(_mm256_storeu_ps(out.as_mut_ptr(), floats));
@@ -369,6 +379,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn load(self, floats: &[f32]) -> __m512 {
+        x!(_mm512_loadu_ps(first::<16, f32>(floats).as_ptr()))
+    }
+
+    #[inline(always)]
     fn store(self, floats: __m512, out: &mut [f32]) {
         let Some(out) = out.first_chunk_mut::<16>() else { return };
         x!(_mm512_storeu_ps(out.as_mut_ptr(), floats));
@@ -379,6 +394,7 @@ impl Lanes for Avx512 {
 macro_rules! bytes_256 {
     () => {
         type Bytes = __m256i;
+        type Scales = __m128i;
         type Sums = __m256i;
 
         #[inline(always)]
@@ -447,32 +463,52 @@ macro_rules! bytes_256 {
         }
 
         #[inline(always)]
-        fn dot_scaled(
+        fn scales(self, scales: &[u8; SUBS]) -> __m128i {
+            x!(_mm_loadu_si128(scales.as_ptr().cast()))
+        }
+
+        #[inline(always)]
+        fn eight_scales(self, scales: u64) -> __m128i {
+            x!(_mm_cvtsi64_si128(scales as i64))
+        }
+
+        #[inline(always)]
+        fn dot_scaled<const PART: i32>(
             self,
             sums: __m256i,
             w: __m256i,
             x: &[i8; 32],
-            scales: &[i8; SUBS],
-            pair: usize,
+            scales: __m128i,
         ) -> __m256i {
             x! {
-                let x = _mm256_loadu_si256(x.as_ptr().cast());
-                let products = _mm256_maddubs_epi16(w, x);
-                let order = _mm_set_epi64x(
-                    0x0101_0101_0101_0101 * (2 * pair as i64 + 1),
-                    0x0202_0202_0202_0202 * pair as i64,
-                );
-                let scales = _mm_shuffle_epi8(_mm_loadu_si128(scales.as_ptr().cast()), order);
-                _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_cvtepi8_epi16(scales)))
+                let products = _mm256_maddubs_epi16(w, _mm256_loadu_si256(x.as_ptr().cast()));
+                let scale = _mm_shuffle_epi8(scales, _mm_set1_epi8(PART as i8));
+                _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_cvtepi8_epi16(scale)))
             }
         }
 
         #[inline(always)]
-        fn dot_small(self, a: &[i8; SUBS], b: &[i16; SUBS]) -> __m256i {
+        fn dot_scaled_halves<const PART: i32>(
+            self,
+            sums: __m256i,
+            w: __m256i,
+            x: &[i8; 32],
+            scales: __m128i,
+        ) -> __m256i {
             x! {
-                let a = _mm256_cvtepi8_epi16(_mm_loadu_si128(a.as_ptr().cast()));
-                _mm256_madd_epi16(a, _mm256_loadu_si256(b.as_ptr().cast()))
+                let products = _mm256_maddubs_epi16(w, _mm256_loadu_si256(x.as_ptr().cast()));
+                let order = _mm_set_epi64x(
+                    0x0101_0101_0101_0101 * (2 * PART as i64 + 1),
+                    0x0202_0202_0202_0202 * PART as i64,
+                );
+                let scale = _mm_shuffle_epi8(scales, order);
+                _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_cvtepi8_epi16(scale)))
             }
+        }
+
+        #[inline(always)]
+        fn dot_small(self, a: __m128i, b: &[i16; SUBS]) -> __m256i {
+            x!(_mm256_madd_epi16(_mm256_cvtepi8_epi16(a), _mm256_loadu_si256(b.as_ptr().cast())))
         }
 
         #[inline(always)]
@@ -506,7 +542,7 @@ macro_rules! sixteen_256 {
         }
 
         #[inline(always)]
-        fn load(self, floats: &[f32; LANES]) -> Self::Sixteen {
+        fn load_sixteen(self, floats: &[f32; LANES]) -> Self::Sixteen {
             x!([_mm256_loadu_ps(floats.as_ptr()), _mm256_loadu_ps(floats.as_ptr().add(8))])
         }
 
@@ -658,7 +694,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load(self, floats: &[f32; LANES]) -> __m512 {
+    fn load_sixteen(self, floats: &[f32; LANES]) -> __m512 {
         x!(_mm512_loadu_ps(floats.as_ptr()))
     }
 

@@ -47,7 +47,7 @@ impl Scratch {
             .checked_mul(size_of::<f32>())?
             .checked_add(InputBuffer::required_bytes(longest.checked_mul(batch)?))?
             .checked_add(
-                RowScratch::required_bytes(longest)
+                RowScratch::required_bytes(longest, batch)
                     .checked_add(size_of::<SpinMutex<RowScratch>>())?
                     .checked_mul(threads)?,
             )
@@ -59,7 +59,7 @@ impl Scratch {
         let [state, normed, queries, keys, values, attended, gate, up] = per_token;
         let mut scratch = budget.reserve(threads)?;
         for _ in 0..threads {
-            scratch.push(SpinMutex::new(RowScratch::new(longest, budget)?));
+            scratch.push(SpinMutex::new(RowScratch::new(longest, batch, budget)?));
         }
         let mut rows = |length: usize| budget.filled(0.0, length * batch);
         Ok(Scratch {
