@@ -34,6 +34,8 @@ pub enum Command {
     Attack(AttackArgs),
     /// Run benchmarks and write target/bench/report.{json,md,html}.
     Bench(BenchArgs),
+    /// Compare the engine with llama.cpp, by fixtures.
+    Parity(ParityArgs),
     /// Fuzz everything that reads what somebody else wrote.
     Fuzz(FuzzArgs),
     /// Count the lines of code that must be trusted.
@@ -183,6 +185,26 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+/// Arguments of `parity`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ParityArgs {
+    /// Only fixtures whose name contains S.
+    #[arg(long, value_name = "S")]
+    pub filter: Option<String>,
+    /// Ask llama.cpp first and write new fixtures.
+    #[arg(long)]
+    pub regenerate: bool,
+    /// Python with llama.cpp's packages (default: python3).
+    #[arg(long, value_name = "PATH", requires = "regenerate")]
+    pub python: Option<PathBuf>,
+    /// The folder `models` of llama.cpp's sources: compare tokens of the vocabularies there, too.
+    #[arg(long, value_name = "DIR", requires = "regenerate")]
+    pub vocabularies: Option<PathBuf>,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long, conflicts_with = "vocabularies")]
+    pub json: bool,
+}
+
 /// Arguments of `fuzz`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct FuzzArgs {
@@ -217,6 +239,8 @@ mod tests {
             "x attack name --without defence --deployment el2 --json",
             "x bench a b --quick --check --json",
             "x tcb --json",
+            "x parity --filter s --json",
+            "x parity --regenerate --python p --vocabularies d",
             "x fuzz a b --minutes 0.5",
             "x gdb --prompt hi",
         ] {

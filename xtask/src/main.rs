@@ -12,6 +12,7 @@ mod failure;
 mod fuzz;
 mod gdb;
 mod machine;
+mod parity;
 mod paths;
 mod process;
 mod run;
@@ -57,6 +58,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
         Command::Attack(args) => attack::main(&paths, args)?,
         Command::Bench(args) => bench::main(&paths, args)?,
         Command::Fuzz(args) => fuzz::main(&paths, args)?,
+        Command::Parity(args) => return parity::main(&paths, args),
         Command::Tcb(args) => tcb::main(&paths, args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -95,6 +95,23 @@ pub fn build(paths: &Paths, toolchain: &Toolchain, package: &Package) -> Result<
     Ok(paths.target(target_dir(package)).join(package.target).join("release"))
 }
 
+/// Builds the engine's command for the development machine; returns the program.
+pub fn engine(paths: &Paths) -> Result<PathBuf> {
+    let mut command = process::command("cargo");
+    command.current_dir(&paths.root).args(["build", "--quiet", "--release", "--package", "flexserve-engine"]);
+    let result = command.output().with_context(|| format!("cannot start `{}`", process::shown(&command)))?;
+    if !result.status.success() {
+        eprint!("{}", String::from_utf8_lossy(&result.stderr));
+        return Err(Failure::new(
+            Code::Failed,
+            format!("the engine does not build ({})", result.status),
+            "the sources, or a dependency that cannot be fetched",
+            "see the compiler's messages above",
+        ));
+    }
+    Ok(paths.target("release/flexserve-engine"))
+}
+
 fn target_dir(package: &Package) -> String {
     format!("aarch64{}", package.features.iter().map(|feature| format!("-{feature}")).collect::<String>())
 }

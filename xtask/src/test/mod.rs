@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::cli::{DeploymentName, TestArgs};
+use crate::parity;
 use crate::paths::Paths;
 use crate::setup;
 use suite::Suite;
@@ -49,11 +50,14 @@ pub fn main(paths: &Paths, args: &TestArgs) -> Result<ExitCode> {
     // A filter that begins with the name of a suite means that suite alone; the host tests need not be built for it.
     let named = filter.split_once("::").map(|(suite, _)| suite);
     let is_suite = |name: &str| {
-        [commands::SUITE, cargo_tests::STATIC].contains(&name)
+        [commands::SUITE, cargo_tests::STATIC, parity::SUITE].contains(&name)
             || suites.iter().any(|suite| suite.name == name)
     };
     if !named.is_some_and(is_suite) {
         cargo_tests::run_unit(paths, filter, &mut verdicts)?;
+    }
+    if args.deployment != Some(DeploymentName::SEl2) {
+        parity::run(paths, filter, &mut verdicts)?;
     }
     for suite in &suites {
         suite::run(paths, &setup, suite, filter, &mut verdicts)?;
@@ -84,6 +88,10 @@ fn list(paths: &Paths, suites: &[Suite], args: &TestArgs) {
         }
     }
     println!("  unit tests of the host crates (cargo test -- --list)");
+    let fixtures = parity::selected(paths, filter).unwrap_or_default();
+    if !fixtures.is_empty() {
+        println!("  {}::*, {} fixtures, about {} s", parity::SUITE, fixtures.len(), parity::SECONDS);
+    }
     let (mut boots, mut seconds) = (0, 0);
     let commands = commands::selected(filter);
     if !commands.is_empty() {

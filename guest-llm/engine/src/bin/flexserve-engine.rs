@@ -2,6 +2,8 @@
 
 #[path = "flexserve-engine/bench.rs"]
 mod bench;
+#[path = "flexserve-engine/parity.rs"]
+mod parity;
 #[path = "flexserve-engine/random.rs"]
 mod random;
 #[path = "flexserve-engine/threads.rs"]
@@ -24,13 +26,15 @@ const USAGE: &str =
                               [--threads N] [--profile] [--json]
        flexserve-engine random MODEL [--architecture llama|qwen2|qwen3] [--format FORMAT] [--size BYTES] [--width N]
                                [--vocabulary N] [--seed N]
+       flexserve-engine parity FOLDER [--filter S] [--threads N] [--json]
 
 run answers PROMPT (default: standard input), greedily unless --temp is above 0; --raw completes it as it is.
 info prints what the file says of itself. tokens prints the prompt's token ids.
 bench measures prefill (default: of 128 tokens) and decoding (of 64), each from an empty context; --profile also tells
 where the time goes. random writes a model of random weights: FORMAT is F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1,
 Q4_K, Q5_K, Q6_K, Q4_K_M or Q5_K_M; --size takes 200M and the like.
-Exit codes: 0 done, 2 usage, 5 the file or request was refused.";
+parity compares with what llama.cpp made of the fixtures in FOLDER whose name contains S.
+Exit codes: 0 done, 1 no parity, 2 usage, 5 the file or request was refused.";
 
 /// Command line, taken apart.
 struct Arguments {
@@ -48,6 +52,7 @@ struct Arguments {
     repetitions: usize,
     profile: bool,
     json: bool,
+    filter: String,
     random: random::Request,
 }
 
@@ -70,6 +75,9 @@ fn run() -> Result<(), Failure> {
         let (layers, bytes) = random::write(&arguments.model, &arguments.random).map_err(usage)?;
         eprintln!("{}: {layers} layers, {bytes} bytes", arguments.model);
         return Ok(());
+    }
+    if arguments.command == "parity" {
+        return compare(&arguments);
     }
     let bytes = std::fs::read(&arguments.model).map_err(|e| refused(&arguments.model, e))?;
     let started = Instant::now();
@@ -143,6 +151,18 @@ fn configuration(model: &Model<'_>, arguments: &Arguments) -> SessionConfig {
         threads: arguments.threads,
         ..defaults
     }
+}
+
+/// Prints how results compare with llama.cpp's.
+fn compare(arguments: &Arguments) -> Result<(), Failure> {
+    let verdicts = parity::run(&arguments.model, &arguments.filter, arguments.threads)
+        .map_err(|error| refused("fixtures", error))?;
+    if arguments.json {
+        println!("{}", parity::json(&verdicts))
+    } else {
+        print!("{}", parity::table(&verdicts))
+    }
+    if parity::passed(&verdicts) { Ok(()) } else { Err(Failure(1, "no parity".into())) }
 }
 
 /// Prints figures of speed and memory.
@@ -224,6 +244,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
         repetitions: 3,
         profile: false,
         json: false,
+        filter: String::new(),
         random: random::Request::default(),
     };
     if matches!(arguments.command.as_str(), "-h" | "--help" | "help") {
@@ -263,6 +284,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
             "-r" => arguments.repetitions = number::<usize>(&word, value()?)?.max(1),
             "--profile" => arguments.profile = true,
             "--json" => arguments.json = true,
+            "--filter" => arguments.filter = value()?,
             "--architecture" => arguments.random.architecture = value()?,
             "--format" => arguments.random.format = value()?,
             "--width" => arguments.random.width = number(&word, value()?)?,

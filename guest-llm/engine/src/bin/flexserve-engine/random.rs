@@ -22,7 +22,7 @@ const FORMATS: [Format; 11] = [
     Q6_K,
 ];
 
-/// What is asked for.
+/// What is asked for on the command line.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `llama`, `qwen2` or `qwen3`.
@@ -48,6 +48,63 @@ impl Default for Request {
             width: 1024,
             vocabulary: 32000,
             seed: 1,
+        }
+    }
+}
+
+/// All that decides a model, to the bit.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub architecture: String,
+    pub format: String,
+    pub layers: usize,
+    pub width: usize,
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_length: usize,
+    pub vocabulary: usize,
+    pub context: usize,
+    pub seed: u64,
+    /// Whether the output matrix is the embedding.
+    pub tied: bool,
+    /// Whether there are biases beyond those that the architecture demands.
+    pub biases: bool,
+    /// Whether the rotation's frequencies have divisors of their own.
+    pub rope_freqs: bool,
+    pub scaling: Scaling,
+}
+
+/// Scaling of positions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling {
+    None,
+    /// Factor.
+    Linear(f32),
+    /// Factor, and context before it.
+    Yarn(f32, usize),
+}
+
+impl Request {
+    fn spec(&self, layers: usize) -> Spec {
+        let heads = self.width / 64;
+        Spec {
+            architecture: self.architecture.clone(),
+            format: self.format.clone(),
+            layers,
+            width: self.width,
+            hidden: (self.width * 11 / 4).next_multiple_of(256),
+            heads,
+            kv_heads: (heads / 4).max(1),
+            // In qwen3 models a head's length does not follow from the width.
+            head_length: if self.architecture == "qwen3" { 128 } else { 64 },
+            vocabulary: self.vocabulary,
+            context: 4096,
+            seed: self.seed,
+            tied: false,
+            biases: false,
+            rope_freqs: false,
+            scaling: Scaling::None,
         }
     }
 }
@@ -104,67 +161,58 @@ impl Mixture {
     }
 }
 
-/// Sizes that follow from the request.
-struct Shape {
-    width: usize,
-    hidden: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_length: usize,
-}
-
-impl Shape {
-    fn of(request: &Request) -> Self {
-        let heads = request.width / 64;
-        Shape {
-            width: request.width,
-            hidden: (request.width * 11 / 4).next_multiple_of(256),
-            heads,
-            kv_heads: (heads / 4).max(1),
-            // In qwen3 models a head's length does not follow from the width.
-            head_length: if request.architecture == "qwen3" { 128 } else { 64 },
+fn tensors(spec: &Spec, mixture: &Mixture) -> Vec<Tensor> {
+    let mut tensors = Vec::new();
+    let mut add = |name: String, columns, rows, format| tensors.push(Tensor { name, columns, rows, format });
+    add(
+        "token_embd.weight".into(),
+        spec.width,
+        Some(spec.vocabulary),
+        mixture.of("token_embd", 0, spec.layers),
+    );
+    let (queries, keys) = (spec.heads * spec.head_length, spec.kv_heads * spec.head_length);
+    for layer in 0..spec.layers {
+        let name = |part, kind| format!("blk.{layer}.{part}.{kind}");
+        let mut vector = |part, kind, length| add(name(part, kind), length, None, F32);
+        vector("attn_norm", "weight", spec.width);
+        vector("ffn_norm", "weight", spec.width);
+        if spec.architecture == "qwen3" {
+            vector("attn_q_norm", "weight", spec.head_length);
+            vector("attn_k_norm", "weight", spec.head_length);
         }
-    }
-
-    fn tensors(&self, request: &Request, mixture: &Mixture, layers: usize) -> Vec<Tensor> {
-        let mut tensors = Vec::new();
-        let mut add =
-            |name: String, columns, rows, format| tensors.push(Tensor { name, columns, rows, format });
-        let embedding = mixture.of("token_embd", 0, layers);
-        add("token_embd.weight".into(), self.width, Some(request.vocabulary), embedding);
-        let (queries, keys) = (self.heads * self.head_length, self.kv_heads * self.head_length);
-        for layer in 0..layers {
-            let name = |part, kind| format!("blk.{layer}.{part}.{kind}");
-            let mut vector = |part, kind, length| add(name(part, kind), length, None, F32);
-            vector("attn_norm", "weight", self.width);
-            vector("ffn_norm", "weight", self.width);
-            match request.architecture.as_str() {
-                "qwen2" => {
-                    vector("attn_q", "bias", queries);
-                    vector("attn_k", "bias", keys);
-                    vector("attn_v", "bias", keys);
-                }
-                "qwen3" => {
-                    vector("attn_q_norm", "weight", self.head_length);
-                    vector("attn_k_norm", "weight", self.head_length);
-                }
-                _ => {}
-            }
-            let mut matrix = |part, columns, rows| {
-                add(name(part, "weight"), columns, Some(rows), mixture.of(part, layer, layers));
-            };
-            matrix("attn_q", self.width, queries);
-            matrix("attn_k", self.width, keys);
-            matrix("attn_v", self.width, keys);
-            matrix("attn_output", queries, self.width);
-            matrix("ffn_gate", self.width, self.hidden);
-            matrix("ffn_up", self.width, self.hidden);
-            matrix("ffn_down", self.hidden, self.width);
+        if spec.architecture == "qwen2" || spec.biases {
+            vector("attn_q", "bias", queries);
+            vector("attn_k", "bias", keys);
+            vector("attn_v", "bias", keys);
         }
-        add("output_norm.weight".into(), self.width, None, F32);
-        add("output.weight".into(), self.width, Some(request.vocabulary), mixture.of("output", 0, layers));
-        tensors
+        if spec.architecture == "llama" && spec.biases {
+            vector("attn_output", "bias", spec.width);
+            vector("ffn_gate", "bias", spec.hidden);
+            vector("ffn_up", "bias", spec.hidden);
+            vector("ffn_down", "bias", spec.width);
+        }
+        let mut matrix = |part, columns, rows| {
+            add(name(part, "weight"), columns, Some(rows), mixture.of(part, layer, spec.layers));
+        };
+        matrix("attn_q", spec.width, queries);
+        matrix("attn_k", spec.width, keys);
+        matrix("attn_v", spec.width, keys);
+        matrix("attn_output", queries, spec.width);
+        matrix("ffn_gate", spec.width, spec.hidden);
+        matrix("ffn_up", spec.width, spec.hidden);
+        matrix("ffn_down", spec.hidden, spec.width);
     }
+    add("output_norm.weight".into(), spec.width, None, F32);
+    if spec.rope_freqs {
+        add("rope_freqs.weight".into(), spec.head_length / 2, None, F32);
+    }
+    if spec.architecture == "qwen2" && spec.biases {
+        add("output.bias".into(), spec.vocabulary, None, F32);
+    }
+    if !spec.tied {
+        add("output.weight".into(), spec.width, Some(spec.vocabulary), mixture.of("output", 0, spec.layers));
+    }
+    tensors
 }
 
 /// A reproducible sequence (Steele, Lea and Flood's SplitMix64).
@@ -242,22 +290,41 @@ fn block(format: Format, deviation: f32, numbers: &mut Numbers, out: &mut [u8]) 
     }
 }
 
-fn write_tensor(tensor: &Tensor, numbers: &mut Numbers, out: &mut impl Write) -> std::io::Result<()> {
-    let Some(rows) = tensor.rows else {
-        let centre = if tensor.name.ends_with(".bias") { 0.0 } else { 1.0 };
-        for _ in 0..tensor.columns {
-            out.write_all(&(centre + numbers.float() / 4.0).to_le_bytes())?;
-        }
-        return Ok(());
-    };
-    let deviation =
-        if tensor.name.starts_with("token_embd") { 1.0 } else { 1.0 / (tensor.columns as f32).sqrt() };
-    let mut bytes = vec![0; tensor.format.3];
-    for _ in 0..rows * (tensor.columns / tensor.format.2) {
-        block(tensor.format, deviation.min(0.5), numbers, &mut bytes);
-        out.write_all(&bytes)?;
+/// Mean and greatest deviation of a vector's elements.
+fn spread(name: &str) -> (f32, f32) {
+    match name.rsplit('.').nth(1) {
+        _ if name.ends_with(".bias") => (0.0, 0.25),
+        Some("attn_q_norm" | "attn_k_norm") => (1.5, 0.25),
+        Some("rope_freqs") => (4.5, 3.5),
+        _ => (1.0, 0.25),
     }
-    Ok(())
+}
+
+/// Standard deviation of a matrix' elements. Attention is to choose, not to average; tokens are to decide little beside what
+/// layers make of them, so that the next token depends on the whole context.
+fn deviation(name: &str, columns: usize) -> f32 {
+    let gain = match name.rsplit('.').nth(1) {
+        Some("token_embd" | "output") => 3.2,
+        Some("attn_q" | "attn_k" | "attn_output" | "ffn_gate") => 1.5,
+        _ => 1.0,
+    };
+    gain / (columns as f32).sqrt()
+}
+
+/// The tensor's bytes. Each has a sequence of numbers of its own.
+fn data(tensor: &Tensor, seed: u64, index: usize) -> Vec<u8> {
+    let mut numbers = Numbers(seed << 32 | index as u64);
+    let Some(rows) = tensor.rows else {
+        let (centre, range) = spread(&tensor.name);
+        return (0..tensor.columns).flat_map(|_| (centre + numbers.float() * range).to_le_bytes()).collect();
+    };
+    let deviation = deviation(&tensor.name, tensor.columns);
+    let mut bytes = vec![0; tensor.bytes() as usize];
+    debug_assert_eq!(bytes.len(), rows * (tensor.columns / tensor.format.2) * tensor.format.3);
+    for out in bytes.chunks_exact_mut(tensor.format.3) {
+        block(tensor.format, deviation, &mut numbers, out);
+    }
+    bytes
 }
 
 /// Metadata as it is written.
@@ -321,26 +388,38 @@ fn vocabulary(count: usize) -> Vec<String> {
     texts
 }
 
-fn metadata(request: &Request, shape: &Shape, layers: usize) -> Keys {
+fn metadata(spec: &Spec) -> Keys {
     let mut keys = Keys::default();
-    let architecture = &request.architecture;
+    let architecture = &spec.architecture;
     keys.string("general.architecture", architecture);
     keys.string("general.name", "random weights");
     for (key, value) in [
-        ("block_count", layers),
-        ("context_length", 4096),
-        ("embedding_length", shape.width),
-        ("feed_forward_length", shape.hidden),
-        ("attention.head_count", shape.heads),
-        ("attention.head_count_kv", shape.kv_heads),
-        ("attention.key_length", shape.head_length),
-        ("attention.value_length", shape.head_length),
-        ("rope.dimension_count", shape.head_length),
+        ("block_count", spec.layers),
+        ("context_length", spec.context),
+        ("embedding_length", spec.width),
+        ("feed_forward_length", spec.hidden),
+        ("attention.head_count", spec.heads),
+        ("attention.head_count_kv", spec.kv_heads),
+        ("attention.key_length", spec.head_length),
+        ("attention.value_length", spec.head_length),
+        ("rope.dimension_count", spec.head_length),
     ] {
         keys.u32(&format!("{architecture}.{key}"), value);
     }
     keys.f32(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-5);
-    let texts = vocabulary(request.vocabulary);
+    let (kind, factor) = match spec.scaling {
+        Scaling::None => ("none", 1.0),
+        Scaling::Linear(factor) => ("linear", factor),
+        Scaling::Yarn(factor, _) => ("yarn", factor),
+    };
+    if spec.scaling != Scaling::None {
+        keys.string(&format!("{architecture}.rope.scaling.type"), kind);
+        keys.f32(&format!("{architecture}.rope.scaling.factor"), factor);
+    }
+    if let Scaling::Yarn(_, context) = spec.scaling {
+        keys.u32(&format!("{architecture}.rope.scaling.original_context_length"), context);
+    }
+    let texts = vocabulary(spec.vocabulary);
     keys.string("tokenizer.ggml.model", "llama");
     let bytes = keys.array("tokenizer.ggml.tokens", 8, texts.len());
     texts.iter().for_each(|text| Keys::put_string(bytes, text));
@@ -374,13 +453,27 @@ pub fn write(path: &str, request: &Request) -> Result<(usize, u64), String> {
     if !(259..=1 << 20).contains(&request.vocabulary) {
         return Err("a vocabulary has 259 to 1048576 tokens".into());
     }
-    let shape = Shape::of(request);
-    let bytes = |layers| shape.tensors(request, &mixture, layers).iter().map(Tensor::bytes).sum::<u64>();
-    let layers =
-        (1..4096).find(|layers| bytes(*layers) >= request.size).ok_or("the size takes too many layers")?;
-    let tensors = shape.tensors(request, &mixture, layers);
-    let keys = metadata(request, &shape, layers);
+    let bytes = |layers| tensors(&request.spec(layers), &mixture).iter().map(Tensor::bytes).sum::<u64>();
+    // A layer takes as many bytes as another, or nearly so.
+    let (one, two) = (bytes(1), bytes(2));
+    let guess = request.size.saturating_sub(one) / (two - one);
+    let layers = (guess.saturating_sub(guess / 4 + 1) as usize..4096)
+        .find(|layers| *layers > 0 && bytes(*layers) >= request.size)
+        .ok_or("the size takes too many layers")?;
+    let failed = |error: std::io::Error| format!("{path}: {error}");
+    let file = std::fs::File::create(path).map_err(failed)?;
+    let size = put(&request.spec(layers), &mut BufWriter::with_capacity(1 << 20, file)).map_err(failed)?;
+    Ok((layers, size))
+}
 
+/// Writes a model; tells its bytes.
+///
+/// # Panics
+/// When the format is unknown.
+pub fn put(spec: &Spec, out: &mut impl Write) -> std::io::Result<u64> {
+    let mixture = Mixture::named(&spec.format).expect("a format's name");
+    let tensors = tensors(spec, &mixture);
+    let keys = metadata(spec);
     let mut head = b"GGUF".to_vec();
     head.extend(3u32.to_le_bytes());
     head.extend((tensors.len() as u64).to_le_bytes());
@@ -397,18 +490,26 @@ pub fn write(path: &str, request: &Request) -> Result<(usize, u64), String> {
         offset += tensor.bytes().next_multiple_of(32);
     }
     head.resize(head.len().next_multiple_of(32), 0);
-
-    let failed = |error: std::io::Error| format!("{path}: {error}");
-    let mut out = BufWriter::with_capacity(1 << 20, std::fs::File::create(path).map_err(failed)?);
-    out.write_all(&head).map_err(failed)?;
-    let mut numbers = Numbers(request.seed);
-    for tensor in &tensors {
-        write_tensor(tensor, &mut numbers, &mut out).map_err(failed)?;
-        let padding = tensor.bytes().next_multiple_of(32) - tensor.bytes();
-        out.write_all(&[0; 32][..padding as usize]).map_err(failed)?;
+    out.write_all(&head)?;
+    let mut embedding = Vec::new();
+    for (index, tensor) in tensors.iter().enumerate() {
+        // A token's state speaks for the next one in the vocabulary: that spreads the two best logits, so that rounding
+        // seldom decides between them, and a tied matrix' tendency to repeat a token does not arise.
+        let mut bytes = if tensor.name == "output.weight" && tensor.format == tensors[0].format {
+            embedding.rotate_right((tensor.bytes() / spec.vocabulary as u64) as usize);
+            std::mem::take(&mut embedding)
+        } else {
+            data(tensor, spec.seed, index)
+        };
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        out.write_all(&bytes)?;
+        if index == 0 {
+            bytes.truncate(tensor.bytes() as usize);
+            embedding = bytes;
+        }
     }
-    out.flush().map_err(failed)?;
-    Ok((layers, head.len() as u64 + offset))
+    out.flush()?;
+    Ok(head.len() as u64 + offset)
 }
 
 #[cfg(test)]
