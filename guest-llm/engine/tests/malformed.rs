@@ -1,13 +1,19 @@
 //! Files that must be refused, with the error that names what is wrong.
 
+#[path = "malformed/cases.rs"]
+mod cases;
+#[allow(dead_code, reason = "the command uses the rest")]
+#[path = "../src/bin/flexserve-engine/random.rs"]
+mod random;
 mod support;
 
+use cases::{ARCHITECTURES, CASES, Change, array};
 use flexserve_engine::gguf::Gguf;
 use flexserve_engine::{
     Error, Event, Flow, Limits, Model, Request, Sampling, Session, SessionConfig, generate,
 };
 use support::reference::{Random, Shape};
-use support::{F16, File, Numbers, Q8_0, Value, strings};
+use support::{F16, File, Numbers, Q8_0, Value};
 
 fn valid() -> File {
     Random::new(&Shape { layers: 1, ..Shape::tiny(&[Q8_0, F16]) }, 1).file
@@ -17,215 +23,143 @@ fn load(bytes: &[u8]) -> Result<(), Error> {
     Model::load(bytes, &Limits::default()).map(drop)
 }
 
-const QUERY: &str = "blk.0.attn_q.weight";
-
-/// Each changes a valid file in one way.
-type Change = fn(&mut File);
-
-const CASES: &[(&str, Change)] = &[
-    // The container.
-    ("not a GGUF file", |f| f.magic = *b"GGML"),
-    ("GGUF version 1 is not supported (2 and 3 are)", |f| f.version = 1),
-    ("GGUF version 4 is not supported (2 and 3 are)", |f| f.version = 4),
-    ("big-endian GGUF files are not supported", |f| f.version = 3u32.swap_bytes()),
-    ("18446744073709551615 keys, at most 4096 are allowed", |f| f.key_count = Some(u64::MAX)),
-    ("18446744073709551615 tensors, at most 2312 are allowed", |f| f.tensor_count = Some(u64::MAX)),
-    ("65537 tensors, at most", |f| f.tensor_count = Some(65537)),
-    ("key general.alignment: value 0 is out of range", |f| f.set("general.alignment", Value::U32(0))),
-    ("key general.alignment: value 48 is out of range", |f| f.set("general.alignment", Value::U32(48))),
-    ("key general.alignment: value 4 is out of range", |f| f.set("general.alignment", Value::U32(4))),
-    ("key general.alignment: value has the wrong type", |f| f.set("general.alignment", "32")),
-    // Keys.
-    ("key general.architecture: missing", |f| f.remove("general.architecture")),
-    ("architecture mamba\\x1b[2J is not supported", |f| f.set("general.architecture", "mamba\x1b[2J")),
-    ("key general.architecture: not UTF-8", |f| f.set("general.architecture", Value::Str(vec![0xff]))),
-    ("key llama.block_count: occurs twice", |f| f.keys.push((b"llama.block_count".to_vec(), Value::U32(1)))),
-    ("key \\xff: not UTF-8", |f| f.keys.push((vec![0xff], Value::U32(1)))),
-    ("key odd: value type 13 is not defined", |f| f.set("odd", Value::Raw(13, vec![0; 8]))),
-    ("key odd: value 2 is out of range", |f| f.set("odd", Value::Bool(2))),
-    ("key odd: value type 77 is not defined", |f| f.set("odd", array(77, 0, &[]))),
-    ("key odd: nested arrays are not supported", |f| f.set("odd", array(9, 1, &[0; 32]))),
-    ("file ends inside a metadata array at byte", |f| f.set("odd", array(4, u64::MAX / 2, &[]))),
-    ("file ends inside a metadata array at byte", |f| f.set("odd", array(8, u64::MAX, &[]))),
-    ("file ends inside a metadata value at byte", |f| {
-        f.set("odd", Value::Raw(8, (u64::MAX - 7).to_le_bytes().into()));
-    }),
-    ("18446744073709551615 bytes in a name, at most 65535 are allowed", |f| {
-        f.set("odd", Value::Raw(4, [&[0; 4][..], &[0xff; 8]].concat()));
-        f.key_count = Some(f.keys.len() as u64 + 1);
-    }),
-    // Hyperparameters.
-    ("key llama.embedding_length: missing", |f| f.remove("llama.embedding_length")),
-    ("key llama.embedding_length: value has the wrong type", |f| f.set("llama.embedding_length", "64")),
-    ("key llama.embedding_length: value has the wrong type", |f| {
-        f.set("llama.embedding_length", Value::Raw(5, (-64i32).to_le_bytes().into()));
-    }),
-    ("key llama.embedding_length: value 0 is out of range", |f| {
-        f.set("llama.embedding_length", Value::U32(0))
-    }),
-    ("key llama.embedding_length: value 4294967295 is out of range", |f| {
-        f.set("llama.embedding_length", Value::U32(u32::MAX));
-    }),
-    ("key llama.block_count: value 1000000 is out of range", |f| {
-        f.set("llama.block_count", Value::U32(1_000_000));
-    }),
-    ("tensor blk.1.attn_norm.weight: missing", |f| f.set("llama.block_count", Value::U32(4096))),
-    ("key llama.context_length: value 18446744073709551615 is out of range", |f| {
-        f.set("llama.context_length", Value::Raw(10, vec![0xff; 8]));
-    }),
-    ("key llama.attention.head_count_kv: value 3 is out of range", |f| {
-        f.set("llama.attention.head_count_kv", Value::U32(3));
-    }),
-    ("key llama.attention.head_count_kv: value has the wrong type", |f| {
-        f.set("llama.attention.head_count_kv", Value::I32s(vec![2, 2]));
-    }),
-    ("key llama.attention.head_count: value 5 is out of range", |f| {
-        f.set("llama.attention.head_count", Value::U32(5));
-        f.set("llama.attention.head_count_kv", Value::U32(5));
-        f.remove("llama.attention.key_length");
-    }),
-    ("key llama.rope.dimension_count: value 15 is out of range", |f| {
-        f.set("llama.rope.dimension_count", Value::U32(15));
-    }),
-    ("key llama.rope.dimension_count: value 18 is out of range", |f| {
-        f.set("llama.rope.dimension_count", Value::U32(18));
-    }),
-    ("key llama.rope.freq_base: value is not a usable number", |f| {
-        f.set("llama.rope.freq_base", Value::F32(f32::NAN));
-    }),
-    ("RoPE scaling longrope is not supported", |f| f.set("llama.rope.scaling.type", "longrope")),
-    ("key llama.rope.scaling.factor: missing", |f| f.set("llama.rope.scaling.type", "yarn")),
-    ("key llama.expert_count: value 8 is out of range", |f| f.set("llama.expert_count", Value::U32(8))),
-    ("key llama.rope.scaling.factor: missing", |f| f.set("llama.rope.scaling.type", "linear")),
-    ("key llama.attention.layer_norm_rms_epsilon: value is not a usable number", |f| {
-        f.set("llama.attention.layer_norm_rms_epsilon", Value::F32(-1.0));
-    }),
-    // Tensors.
-    ("tensor blk.0.attn_q.weight: missing", |f| f.tensors.retain(|t| t.name != QUERY.as_bytes())),
-    ("tensor blk.0.attn_q.weight: occurs twice", |f| {
-        let mut twin = f.tensor(QUERY).clone();
-        twin.offset = None;
-        f.tensors.push(twin);
-    }),
-    ("tensor blk.0.attn_q_norm.weight: not part of this architecture", |f| {
-        let mut norm = f.tensor("output_norm.weight").clone();
-        norm.name = b"blk.0.attn_q_norm.weight".to_vec();
-        f.tensors.push(norm);
-    }),
-    ("tensor blk.0.attn_q.weight: type 99 is not supported", |f| f.tensor(QUERY).ty = 99),
-    ("tensor blk.0.attn_q.weight: type Q2_K is not supported", |f| f.tensor(QUERY).ty = 10),
-    ("tensor blk.0.attn_q.weight: type IQ4_XS is not supported", |f| f.tensor(QUERY).ty = 23),
-    ("tensor blk.0.attn_q.weight: 0 dimensions instead of 1 to 4", |f| f.tensor(QUERY).dimensions.clear()),
-    ("tensor blk.0.attn_q.weight: 5 dimensions instead of 1 to 4", |f| {
-        f.tensor(QUERY).dimensions = vec![1; 5]
-    }),
-    ("tensor blk.0.attn_q.weight: dimensions are zero or too large", |f| f.tensor(QUERY).dimensions[1] = 0),
-    ("tensor blk.0.attn_q.weight: dimensions are zero or too large", |f| {
-        f.tensor(QUERY).dimensions = vec![32, u64::MAX, u64::MAX];
-    }),
-    ("tensor blk.0.attn_q.weight: dimensions are zero or too large", |f| {
-        f.tensor(QUERY).dimensions = vec![1 << 60, 1 << 4];
-    }),
-    ("tensor blk.0.attn_q.weight: 9223372036854775808 bytes at offset 18688 reach past the end", |f| {
-        f.tensor(QUERY).ty = F16;
-        f.tensor(QUERY).dimensions = vec![1 << 60, 1 << 2];
-    }),
-    ("tensor token_embd.weight: row of 63 elements is not a multiple of the block of 32", |f| {
-        f.tensor("token_embd.weight").dimensions[0] = 63;
-    }),
-    ("tensor blk.0.attn_q.weight: shape 64x32 instead of 64x64", |f| f.tensor(QUERY).dimensions[1] = 32),
-    ("tensor token_embd.weight: shape 64x270 instead of 64x271", |f| {
-        f.tensor("token_embd.weight").dimensions[1] = 270;
-    }),
-    ("tensor output_norm.weight: not F32, as vectors must be", |f| {
-        let norm = f.tensor("output_norm.weight");
-        norm.ty = F16;
-        norm.data.truncate(128);
-    }),
-    ("tensor blk.0.attn_q.weight: offset 33 is not aligned", |f| f.tensor(QUERY).offset = Some(33)),
-    ("tensor blk.0.attn_q.weight: 8192 bytes at offset 9223372036854775808 reach past the end", |f| {
-        f.tensor(QUERY).offset = Some(1 << 63);
-    }),
-    ("tensor blk.0.attn_q.weight: 8192 bytes at offset 18446744073709551584 reach past the end", |f| {
-        f.tensor(QUERY).offset = Some(u64::MAX - 31);
-    }),
-    ("overlaps another tensor at offset 32", |f| f.tensor(QUERY).offset = Some(32)),
-    ("overlaps another tensor at offset 0", |f| f.tensor(QUERY).offset = Some(0)),
-    ("tensor : bad name", |f| f.tensor(QUERY).name.clear()),
-    ("tensor \\xff: bad name", |f| f.tensor(QUERY).name = vec![0xff]),
-    ("bad name", |f| f.tensor(QUERY).name = vec![b'a'; 65]),
-    // Vocabulary.
-    ("key tokenizer.ggml.model: missing", |f| f.remove("tokenizer.ggml.model")),
-    ("tokenizer bert is not supported", |f| f.set("tokenizer.ggml.model", "bert")),
-    ("key tokenizer.ggml.tokens: missing", |f| f.remove("tokenizer.ggml.tokens")),
-    ("key tokenizer.ggml.tokens: value has the wrong type", |f| {
-        f.set("tokenizer.ggml.tokens", Value::I32s(vec![0; 271]));
-    }),
-    ("key tokenizer.ggml.tokens: 0 elements instead of 1", |f| {
-        f.set("tokenizer.ggml.tokens", Value::Strings(vec![]));
-    }),
-    ("key tokenizer.ggml.scores: 270 elements instead of 271", |f| {
-        f.set("tokenizer.ggml.scores", Value::F32s(vec![0.0; 270]));
-    }),
-    ("key tokenizer.ggml.scores: value has the wrong type", |f| {
-        f.set("tokenizer.ggml.scores", Value::I32s(vec![0; 271]));
-    }),
-    ("token 0: its score is not a number", |f| {
-        f.set("tokenizer.ggml.scores", Value::F32s(vec![f32::NAN; 271]))
-    }),
-    ("key tokenizer.ggml.token_type: 272 elements instead of 271", |f| {
-        f.set("tokenizer.ggml.token_type", Value::I32s(vec![1; 272]));
-    }),
-    ("token 0: a byte token not written <0xXX>", |f| {
-        f.set("tokenizer.ggml.token_type", Value::I32s(vec![6; 271]));
-    }),
-    ("token 270: its text occurs twice", |f| replace_token(f, 270, b"ab".to_vec())),
-    ("token 270: its text is too long", |f| replace_token(f, 270, vec![b'z'; 70000])),
-    ("key tokenizer.ggml.bos_token_id: value 271 is out of range", |f| {
-        f.set("tokenizer.ggml.bos_token_id", Value::U32(271));
-    }),
-    ("key flexserve.request.prefix: not UTF-8", |f| {
-        f.set("flexserve.request.prefix", Value::Str(vec![0xc3]));
-    }),
-    ("key tokenizer.ggml.pre: missing", |f| f.set("tokenizer.ggml.model", "gpt2")),
-    ("pre-tokenizer other is not supported", |f| {
-        f.set("tokenizer.ggml.model", "gpt2");
-        f.set("tokenizer.ggml.pre", "other");
-    }),
-    ("key tokenizer.ggml.merges: missing", |f| {
-        f.set("tokenizer.ggml.model", "gpt2");
-        f.set("tokenizer.ggml.pre", "gpt-2");
-    }),
-    ("key tokenizer.ggml.bos_token_id: missing", |f| {
-        f.set("tokenizer.ggml.model", "gpt2");
-        f.set("tokenizer.ggml.pre", "llama-bpe");
-        f.set("tokenizer.ggml.merges", strings(&[]));
-    }),
-];
-
-fn array(ty: u32, count: u64, bytes: &[u8]) -> Value {
-    Value::Raw(9, [&ty.to_le_bytes()[..], &count.to_le_bytes(), bytes].concat())
-}
-
-fn replace_token(file: &mut File, id: usize, text: Vec<u8>) {
-    let (mut texts, _, _) = support::vocabulary();
-    texts[id] = text;
-    file.set("tokenizer.ggml.tokens", Value::Strings(texts));
-}
-
 #[test]
 fn every_malformed_file_is_refused_by_name() {
-    assert_eq!(load(&valid().bytes()), Ok(()));
+    let of = |architecture| {
+        let shape = Shape { layers: 1, architecture, ..Shape::tiny(&[Q8_0, F16]) };
+        Random::new(&shape, 1).file
+    };
+    let llama = CASES.iter().map(|(name, expected, change)| ("llama", *name, *expected, *change));
     let mut wrong = Vec::new();
-    for (index, (expected, change)) in CASES.iter().enumerate() {
-        let mut file = valid();
+    let mut names = std::collections::BTreeSet::new();
+    for (architecture, name, expected, change) in llama.chain(ARCHITECTURES.iter().copied()) {
+        assert!(names.insert((architecture, name)), "two files are {architecture}, {name}");
+        let mut file = of(architecture);
+        assert_eq!(load(&file.bytes()), Ok(()));
         change(&mut file);
-        let error = load(&file.bytes()).expect_err(expected).to_string();
-        if !error.contains(expected) {
-            wrong.push(format!("case {index}: {error:?} instead of {expected:?}"));
+        match load(&file.bytes()) {
+            Ok(()) => wrong.push(format!("{architecture}, {name}: accepted")),
+            Err(error) if error.to_string().contains(expected) => {}
+            Err(error) => wrong.push(format!("{architecture}, {name}: {error} instead of {expected}")),
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(names.len() >= 120, "{} files", names.len());
+}
+
+/// Where a file is cut, and what the error says, in the order of the file.
+#[test]
+fn a_file_cut_in_a_section_is_refused_by_its_name() {
+    let mut file = valid();
+    // So long that the counts in the header stay possible, however short the rest.
+    file.set("last", Value::Str(vec![b'x'; 64]));
+    let tensors_start = File { tensors: Vec::new(), ..file.clone() }.bytes().len();
+    let whole = file.bytes();
+    let last = file.tensors.last().unwrap();
+    let described = 8 + last.name.len() + 4 + 8 * last.dimensions.len() + 4 + 8;
+    let data: usize = file.tensors.iter().map(|t| t.data.len().next_multiple_of(32)).sum();
+    let name = whole.windows(last.name.len()).rposition(|bytes| bytes == last.name).unwrap();
+    let end = name - 8 + described;
+    let key = whole.windows(4).position(|bytes| bytes == b"last").unwrap();
+    assert!(key + 4 + 4 + 8 + 64 <= tensors_start && end <= whole.len() - data);
+    for (length, expected) in [
+        (0, "file ends inside the header at byte 0"),
+        (3, "file ends inside the header at byte 0"),
+        (7, "file ends inside the header at byte 4"),
+        (15, "file ends inside the header at byte 8"),
+        (23, "file ends inside the header at byte 16"),
+        (24, "keys, at most 0 are allowed"),
+        (name - 4, "file ends inside a tensor description at byte"),
+        (name + 3, "file ends inside a tensor description at byte"),
+        (name + last.name.len() + 2, "file ends inside a tensor description at byte"),
+        (name + last.name.len() + 4 + 5, "file ends inside a tensor description at byte"),
+        (end - 9, "file ends inside a tensor description at byte"),
+        (end - 1, "file ends inside a tensor description at byte"),
+        (end, "file ends inside the padding before the tensor data at byte"),
+        (whole.len() - data, "reach past the end of the file"),
+        (whole.len() - 32, "reach past the end of the file"),
+    ] {
+        let error = load(&whole[..length]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{length} of {} bytes: {error}", whole.len());
+    }
+    // Within the metadata, with no tensors to be counted against what is left.
+    let alone = File { tensors: Vec::new(), ..file }.bytes();
+    for (length, expected) in [
+        (key - 1, "file ends inside a key at byte"),
+        (key + 2, "file ends inside a key at byte"),
+        (key + 5, "file ends inside a metadata value at byte"),
+        (key + 4 + 4 + 3, "file ends inside a metadata value at byte"),
+        (key + 4 + 4 + 8 + 63, "file ends inside a metadata value at byte"),
+    ] {
+        let mut cut = alone[..length].to_vec();
+        // The number of keys is that of those before, and one.
+        let error = Gguf::parse(&cut, &Limits::default()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{length}: {error}");
+        cut.truncate(key - 8);
+        cut[16..24].copy_from_slice(&(alone_keys(&alone) - 1).to_le_bytes());
+        assert!(Gguf::parse(&cut, &Limits::default()).is_ok(), "what comes before is whole");
+    }
+}
+
+fn alone_keys(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes[16..24].try_into().unwrap())
+}
+
+/// Weights of any bytes whatever, NaN and infinite scales among them: numbers or an error, and no harm.
+#[test]
+fn broken_weights_of_every_format_do_no_harm() {
+    for format in
+        ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M"]
+    {
+        for (index, architecture) in ["llama", "qwen2", "qwen3"].into_iter().enumerate() {
+            let spec = random::Spec { architecture: architecture.into(), ..spec(format) };
+            let mut file = Vec::new();
+            random::put(&spec, &mut file).unwrap();
+            let gguf = Gguf::parse(&file, &Limits::default()).unwrap();
+            let data: usize = gguf.tensors().iter().map(|tensor| tensor.data.len()).sum();
+            let start = file.len() - data;
+            let mut broken = 0;
+            for (round, pattern) in [0xffu8, 0x7f, 0x7c, 0x80, 0xfc].into_iter().enumerate() {
+                let mut file = file.clone();
+                let step = 7 + 13 * round + index;
+                file[start..].iter_mut().step_by(step).for_each(|byte| *byte = pattern);
+                let model = Model::load(&file, &Limits::default()).unwrap();
+                let mut session = Session::new(&model, &SessionConfig::for_model(&model)).unwrap();
+                session.prefill(&[1, 270, 280, 290, 3], &mut |_, _| Flow::Continue).unwrap();
+                session.decode(299).unwrap();
+                let mut sampler =
+                    flexserve_engine::Sampler::new(&Default::default(), session.logits().len()).unwrap();
+                match sampler.sample(session.logits()) {
+                    Ok(token) => assert!(token < 300),
+                    Err(error) => {
+                        assert_eq!(error, Error::Logits);
+                        broken += 1;
+                    }
+                }
+            }
+            assert!(broken > 0, "{architecture} {format}: nothing was broken");
+        }
+    }
+}
+
+fn spec(format: &str) -> random::Spec {
+    random::Spec {
+        architecture: String::new(),
+        format: format.into(),
+        layers: 1,
+        width: 256,
+        hidden: 256,
+        heads: 4,
+        kv_heads: 2,
+        head_length: 64,
+        vocabulary: 300,
+        context: 16,
+        seed: 1,
+        tied: true,
+        biases: false,
+        rope_freqs: false,
+        scaling: random::Scaling::None,
+    }
 }
 
 #[test]
