@@ -3,11 +3,13 @@
 use alloc::vec::Vec;
 
 use super::blocks::{BLOCK, SUBS, SUPER};
+use super::half::{f16_to_f32, f32_to_f16};
 use super::matrix::Matrix;
 use crate::Result;
 use crate::budget::Budget;
 
-/// 32 activations, for products with formats of 32: `x = scale * q`, `q` within -127..=127.
+/// 32 activations, for products with formats of 32: `x = scale * q`, `q` within -127..=127. Both floats are rounded to half
+/// precision, as llama.cpp stores them, so that logits can be compared with its own.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Quantised {
@@ -17,6 +19,8 @@ pub struct Quantised {
     pub scale: f32,
     /// Sum of the quants.
     pub sum: i32,
+    /// Sum of the activations that the quants stand for.
+    pub total: f32,
 }
 
 /// 256 activations, for products with formats of 256: `x = scale * q`, `q` within -127..=127.
@@ -34,12 +38,15 @@ pub struct SuperQuantised {
 }
 
 impl Quantised {
-    const ZERO: Self = Quantised { quants: [0; BLOCK], scale: 0.0, sum: 0 };
+    const ZERO: Self = Quantised { quants: [0; BLOCK], scale: 0.0, sum: 0, total: 0.0 };
 
     /// Quantises 32 activations.
     pub(super) fn set(&mut self, values: &[f32; BLOCK]) {
-        self.scale = quantise(values, &mut self.quants);
+        let half = |value| f16_to_f32(f32_to_f16(value));
+        let scale = quantise(values, &mut self.quants) / 127.0;
         self.sum = self.quants.iter().fold(0, |sum, quant| sum.wrapping_add(i32::from(*quant)));
+        self.total = half(self.sum as f32 * scale);
+        self.scale = half(scale);
     }
 }
 
@@ -49,7 +56,9 @@ impl SuperQuantised {
 
     /// Quantises 256 activations.
     pub(super) fn set(&mut self, values: &[f32; SUPER]) {
-        self.scale = quantise(values, &mut self.quants);
+        let greatest = quantise(values, &mut self.quants);
+        // As llama.cpp: the inverse of the inverse.
+        self.scale = if greatest < LEAST { 0.0 } else { 1.0 / (127.0 / greatest) };
         let sum = |quants: &[i8]| quants.iter().fold(0i16, |sum, quant| sum.wrapping_add((*quant).into()));
         for (out, quants) in self.sums16.iter_mut().zip(self.quants.as_chunks::<16>().0) {
             *out = sum(quants);
@@ -177,7 +186,11 @@ impl<'i, T> Rows<'i, T> {
     }
 }
 
-/// Quantises to -127..=127, rounding to nearest even; returns the scale, which is NaN or infinite if an element is.
+/// Activations that are all smaller pass for zeros: they have no finite inverse, and do not matter beside anything else.
+const LEAST: f32 = 1e-30;
+
+/// Quantises to -127..=127, rounding to nearest even; returns the greatest magnitude, which is NaN or infinite if an element
+/// is.
 #[inline(always)]
 fn quantise<const N: usize>(values: &[f32; N], quants: &mut [i8; N]) -> f32 {
     // 1.5 * 2^23: adding it rounds to an integer, found in the low bits of the sum.
@@ -190,12 +203,11 @@ fn quantise<const N: usize>(values: &[f32; N], quants: &mut [i8; N]) -> f32 {
         }
     }
     let greatest = f32::from_bits(lanes.into_iter().fold(0, i32::max) as u32);
-    // Smaller ones have no finite inverse; they do not matter beside anything else.
-    let inverse = if greatest < 1e-30 { 0.0 } else { 127.0 / greatest };
+    let inverse = if greatest < LEAST { 0.0 } else { 127.0 / greatest };
     for (quant, value) in quants.iter_mut().zip(values) {
         *quant = (value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
     }
-    greatest * (1.0 / 127.0)
+    if greatest < LEAST { 0.0 } else { greatest }
 }
 
 #[cfg(test)]

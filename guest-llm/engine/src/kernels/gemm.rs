@@ -168,7 +168,7 @@ fn blocks_tile<L: Lanes, B: Block, const T: usize>(
         if B::HAS_MIN {
             let min = v.floats(&scales[L::ROWS..]);
             for t in 0..T {
-                let least = x[t].sum as f32 * x[t].scale;
+                let least = x[t].total;
                 totals[t] = v.fma(min, v.splat_float(least), totals[t]);
             }
         }

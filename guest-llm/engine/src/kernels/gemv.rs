@@ -181,7 +181,7 @@ pub fn blocks<S: Simd, B: Quants>(s: S, rows: [&[B]; ROWS], x: &[Quantised], out
         }
         total = v.fma(v.convert(dots), v.multiply(s.halves(scales), v.splat_float(x.scale)), total);
         if B::HAS_MIN {
-            total = v.fma(s.halves(mins), v.splat_float(x.sum as f32 * x.scale), total);
+            total = v.fma(s.halves(mins), v.splat_float(x.total), total);
         }
     }
     v.store(total, out);

@@ -76,7 +76,7 @@ pub fn dot_blocks<B: Block>(row: &[u8], x: &[Quantised]) -> f32 {
             .wrapping_sub(B::OFFSET.wrapping_mul(x.sum));
         sum = fma(dot as f32, w.scale() * x.scale, sum);
         if B::HAS_MIN {
-            sum = fma(w.min(), x.sum as f32 * x.scale, sum);
+            sum = fma(w.min(), x.total, sum);
         }
     }
     sum
