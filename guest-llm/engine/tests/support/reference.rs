@@ -328,8 +328,14 @@ fn add(x: &mut [f64], y: &[f64]) {
 fn quantise(x: &[f64]) -> Vec<f64> {
     let block = |block: &[f64]| {
         let scale = block.iter().fold(0.0f64, |max, x| max.max(x.abs())) / 127.0;
-        let quant = |x: &f64| if scale == 0.0 { 0.0 } else { (x / scale).round() * scale };
+        let quant = |x: &f64| if scale == 0.0 { 0.0 } else { (x / scale).round() * half(scale) };
         block.iter().map(quant).collect::<Vec<_>>()
     };
     x.chunks(32).flat_map(block).collect()
+}
+
+/// Rounds a positive number to half precision.
+fn half(x: f64) -> f64 {
+    let step = x.log2().floor().max(-14.0).exp2() / 1024.0;
+    (x / step).round_ties_even() * step
 }
