@@ -146,6 +146,15 @@ pub enum Error {
         /// What is wrong with it.
         fault: &'static str,
     },
+    /// A JSON schema is malformed or asks for something that is not supported.
+    Schema {
+        /// Where, in bytes from its start.
+        offset: usize,
+        /// The keyword or part at fault; never text of the schema itself.
+        what: &'static str,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
     /// The prompt gives no token at all.
     EmptyPrompt,
     /// The tokens do not fit into what is left of the context.
@@ -256,6 +265,7 @@ impl fmt::Display for Error {
             }
             Error::OutOfMemory { bytes } => write!(f, "out of memory allocating {bytes} bytes"),
             Error::Parameter { name, fault } => write!(f, "parameter {name}: {fault}"),
+            Error::Schema { offset, what, fault } => write!(f, "JSON schema, byte {offset}: {what} {fault}"),
             Error::EmptyPrompt => write!(f, "the prompt is empty"),
             Error::ContextFull { tokens, left } => {
                 write!(f, "{tokens} tokens do not fit into the {left} left of the context")

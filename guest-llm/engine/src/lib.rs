@@ -5,14 +5,14 @@
 //! by [`Parallel`], threads if there are any, and gets text.
 //!
 //! ```no_run
-//! use flexserve_engine::{Event, Flow, Limits, Model, Request, Sampling, Session, SessionConfig, generate};
+//! use flexserve_engine::{Event, Flow, Limits, Model, Request, Session, SessionConfig, generate};
 //!
 //! # fn demo(bytes: &[u8]) -> Result<(), flexserve_engine::Error> {
 //! let model = Model::load(bytes, &Limits::default())?;
 //! let config = SessionConfig::for_model(&model);
 //! let _needed = Session::required_bytes(&model, &config)?; // exact, before anything is allocated
 //! let mut session = Session::new(&model, &config)?;
-//! let request = Request { prompt: "wake me at six", raw: false, max_tokens: 128, sampling: Sampling::default() };
+//! let request = Request { max_tokens: 128, ..Request::new("wake me at six") };
 //! let mut answer = String::new();
 //! let _report = generate(&mut session, &request, &mut |event| {
 //!     if let Event::Text(text) = event {
@@ -47,7 +47,8 @@
 //! # Modules
 //! [`gguf`] parses, [`model`] gives hyperparameters and tensors their meaning, [`tokenizer`] turns text to tokens and
 //! back, `kernels` compute, [`kv`] stores keys and values in chunks of 16 tokens, [`session`] runs the transformer,
-//! `parallel` splits work over threads, [`pool`] has them at hand, [`sampler`] chooses tokens, [`generate`](mod@generate) joins them to a request. Dependencies point from right to left.
+//! `parallel` splits work over threads, [`pool`] has them at hand, [`sampler`] chooses tokens, [`grammar`] says which there are to
+//! choose from, [`stop`] ends answers, [`generate`](mod@generate) joins them to a request. Dependencies point from right to left.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -59,8 +60,10 @@ extern crate std;
 mod budget;
 mod conversation;
 pub mod error;
+mod filter;
 pub mod generate;
 pub mod gguf;
+pub mod grammar;
 mod kernels;
 pub mod kv;
 pub mod model;
@@ -69,15 +72,18 @@ mod parallel;
 pub mod pool;
 pub mod sampler;
 pub mod session;
+pub mod stop;
+mod thought;
 pub mod tokenizer;
 
 pub use budget::Limits;
 pub use conversation::Conversation;
 pub use error::{Error, Result};
 pub use generate::{Event, Flow, Report, Request, StopReason, generate};
+pub use grammar::{Constraint, Grammar, TokenIndex};
 pub use kv::KvFormat;
 pub use model::Model;
 pub use parallel::{Parallel, Serial};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Session, SessionConfig};
-pub use tokenizer::{ChatTemplate, Detokenizer, TokenId, Tokenizer};
+pub use tokenizer::{ChatTemplate, Detokenizer, Thinking, TokenId, Tokenizer, Turn};

@@ -4,9 +4,11 @@ use alloc::vec::Vec;
 use core::cmp::Ordering;
 
 use crate::budget::Budget;
+use crate::grammar::TokenSet;
 use crate::{Error, Result, TokenId};
 
-/// How tokens are chosen. The filters apply in the order of llama.cpp: top-k, top-p, temperature.
+/// How tokens are chosen. The steps come in the order of llama.cpp: what a grammar forbids is left out, then the repetition
+/// penalty, top-k, top-p, min-p, temperature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 always takes the most probable token (greedy, the seed is unused).
@@ -15,44 +17,110 @@ pub struct Sampling {
     pub top_k: usize,
     /// Keeps the fewest tokens whose probabilities reach this sum; 1 keeps all.
     pub top_p: f32,
+    /// Keeps tokens that are at least this fraction as probable as the most probable one; 0 keeps all.
+    pub min_p: f32,
+    /// Makes tokens that occurred lately less probable, the greedy choice included: their logits are divided by it, or
+    /// multiplied with it if they are negative. 1 changes nothing.
+    pub repeat_penalty: f32,
+    /// How many tokens back, prompt included, `repeat_penalty` looks; 0 turns it off.
+    pub repeat_last_n: usize,
     /// Start of the random sequence.
     pub seed: u64,
 }
 
 impl Default for Sampling {
-    /// Greedy; the filters are those of llama.cpp should a temperature be set.
+    /// Greedy; the rest is as in llama.cpp should a temperature be set.
     fn default() -> Self {
-        Sampling { temperature: 0.0, top_k: 40, top_p: 0.95, seed: 0 }
+        Sampling {
+            temperature: 0.0,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            seed: 0,
+        }
     }
 }
 
-/// Chooses tokens; holds the state of the random sequence and room for the candidates.
+impl Sampling {
+    /// The most that [`Sampling::repeat_last_n`] may be: no context is longer.
+    pub const REPEAT_LAST_N_MAX: usize = 1 << 20;
+
+    /// Checks every parameter.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] naming the first that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let not_negative = |value: f32| value >= 0.0 && value.is_finite();
+        let refuse = |name, fault| Err(Error::Parameter { name, fault });
+        if !not_negative(self.temperature) {
+            return refuse("temperature", "not a number of at least 0");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top-p", "not above 0 and at most 1");
+        }
+        if !(self.min_p >= 0.0 && self.min_p <= 1.0) {
+            return refuse("min-p", "not from 0 to 1");
+        }
+        if !(self.repeat_penalty > 0.0 && self.repeat_penalty.is_finite()) {
+            return refuse("repeat-penalty", "not a number above 0");
+        }
+        if self.repeat_last_n > Self::REPEAT_LAST_N_MAX {
+            return refuse("repeat-last-n", "larger than any context");
+        }
+        Ok(())
+    }
+
+    /// Tells whether earlier tokens matter.
+    fn penalises(&self) -> bool {
+        self.repeat_penalty != 1.0 && self.repeat_last_n > 0
+    }
+}
+
+/// Chooses tokens; holds the state of the random sequence, the tokens to penalise and room for the candidates.
 #[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
     random: Random,
     candidates: Vec<(f32, TokenId)>,
+    /// Logits after the grammar and the penalty.
+    adjusted: Vec<f32>,
+    /// The last tokens, in a ring: the next one comes to `recent_next`.
+    recent: Vec<TokenId>,
+    recent_next: usize,
 }
 
 impl Sampler {
     /// Checks the parameters and allocates for a vocabulary of `token_count`.
     ///
     /// # Errors
-    /// [`Error::Parameter`] when the temperature is negative or not finite or top-p is outside (0, 1];
-    /// [`Error::OutOfMemory`].
+    /// [`Error::Parameter`] as [`Sampling::check`]; [`Error::OutOfMemory`].
     pub fn new(sampling: &Sampling, token_count: usize) -> Result<Self> {
-        if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
-            return Err(Error::Parameter { name: "temperature", fault: "not a number of at least 0" });
+        sampling.check()?;
+        let mut budget = Budget::new(usize::MAX);
+        let is_greedy = sampling.temperature == 0.0;
+        let recent = if sampling.penalises() { sampling.repeat_last_n } else { 0 };
+        Ok(Sampler {
+            sampling: sampling.clone(),
+            random: Random::new(sampling.seed),
+            candidates: budget.reserve(if is_greedy { 0 } else { token_count })?,
+            adjusted: budget.reserve(token_count)?,
+            recent: budget.reserve(recent)?,
+            recent_next: 0,
+        })
+    }
+
+    /// Notes that `token` is now part of the text, for the repetition penalty: each token of the prompt, and each that was
+    /// chosen.
+    pub fn accept(&mut self, token: TokenId) {
+        let room = if self.sampling.penalises() { self.sampling.repeat_last_n } else { return };
+        if self.recent.len() < room {
+            self.recent.push(token);
+        } else if let Some(oldest) = self.recent.get_mut(self.recent_next) {
+            *oldest = token;
+            self.recent_next = (self.recent_next + 1) % room;
         }
-        if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
-            return Err(Error::Parameter { name: "top-p", fault: "not above 0 and at most 1" });
-        }
-        let candidates = if sampling.temperature == 0.0 {
-            Vec::new()
-        } else {
-            Budget::new(usize::MAX).reserve(token_count)?
-        };
-        Ok(Sampler { sampling: sampling.clone(), random: Random::new(sampling.seed), candidates })
     }
 
     /// Chooses a token. Equal logits are ordered by id, the lower one first.
@@ -60,14 +128,55 @@ impl Sampler {
     /// # Errors
     /// [`Error::Logits`] when there is no logit, the greatest is not finite, or any is NaN.
     pub fn sample(&mut self, logits: &[f32]) -> Result<TokenId> {
-        let (best, max) = greatest(logits)?;
-        if self.sampling.temperature == 0.0 {
-            return Ok(best);
+        self.sample_from(logits, None)
+    }
+
+    /// Chooses one of the tokens in `allowed`, if there is such a set; otherwise as [`Sampler::sample`].
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`], also when the set is empty.
+    pub fn sample_from(&mut self, logits: &[f32], allowed: Option<&TokenSet>) -> Result<TokenId> {
+        if allowed.is_none() && self.recent.is_empty() {
+            let (best, max) = greatest(logits)?;
+            return if self.sampling.temperature == 0.0 { Ok(best) } else { self.choose(logits, best, max) };
         }
+        // What is forbidden must not hide that the model is broken.
+        if logits.iter().any(|logit| logit.is_nan()) {
+            return Err(Error::Logits);
+        }
+        let mut adjusted = core::mem::take(&mut self.adjusted);
+        adjusted.clear();
+        let capacity = adjusted.capacity();
+        adjusted.extend(logits.iter().take(capacity));
+        let penalty = self.sampling.repeat_penalty;
+        for token in &self.recent {
+            let index = *token as usize;
+            // From the logit itself, so that a token that occurred twice is penalised once.
+            if let (Some(to), Some(logit)) = (adjusted.get_mut(index), logits.get(index)) {
+                *to = if *logit <= 0.0 { logit * penalty } else { logit / penalty };
+            }
+        }
+        if let Some(allowed) = allowed {
+            for (logit, token) in adjusted.iter_mut().zip(0..) {
+                if !allowed.contains(token) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        let chosen = greatest(&adjusted).and_then(|(best, max)| {
+            if self.sampling.temperature == 0.0 { Ok(best) } else { self.choose(&adjusted, best, max) }
+        });
+        self.adjusted = adjusted;
+        chosen
+    }
+
+    /// Chooses at random after the filters; `best` is the first of the greatest logits, of value `max`.
+    fn choose(&mut self, logits: &[f32], best: TokenId, max: f32) -> Result<TokenId> {
         let candidates = &mut self.candidates;
         candidates.clear();
         let capacity = candidates.capacity();
-        candidates.extend(logits.iter().copied().zip(0..).take(capacity));
+        let possible = logits.iter().copied().zip(0..).filter(|(logit, _)| *logit != f32::NEG_INFINITY);
+        candidates.extend(possible.take(capacity));
         let by_rank =
             |a: &(f32, TokenId), b: &(f32, TokenId)| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1));
         let k = self.sampling.top_k;
@@ -86,6 +195,12 @@ impl Sampler {
             });
             candidates.truncate(reached.map_or(candidates.len(), |last| last + 1));
         }
+        if self.sampling.min_p > 0.0 {
+            // The most probable token always stays.
+            let least = max + libm::logf(self.sampling.min_p);
+            let kept = candidates.iter().skip(1).position(|(logit, _)| *logit < least);
+            candidates.truncate(kept.map_or(candidates.len(), |index| index + 1));
+        }
 
         let mut total = 0.0;
         for (logit, _) in candidates.iter_mut() {
@@ -98,7 +213,8 @@ impl Sampler {
             left < 0.0
         });
         // Rounding may leave a rest after the last candidate.
-        Ok(chosen.or(candidates.last()).map_or(best, |(_, id)| *id))
+        let likely = || candidates.iter().rev().find(|(weight, _)| *weight > 0.0);
+        Ok(chosen.or_else(likely).map_or(best, |(_, id)| *id))
     }
 }
 
@@ -144,8 +260,20 @@ mod tests {
     use super::*;
     use std::vec;
 
+    /// Without the filters that are not named.
+    fn plain() -> Sampling {
+        Sampling { top_k: 0, top_p: 1.0, min_p: 0.0, ..Sampling::default() }
+    }
+
     fn sampler(temperature: f32, top_k: usize, top_p: f32, seed: u64) -> Sampler {
-        Sampler::new(&Sampling { temperature, top_k, top_p, seed }, 4).unwrap()
+        Sampler::new(&Sampling { temperature, top_k, top_p, seed, ..plain() }, 4).unwrap()
+    }
+
+    /// Which of the tokens come in many rounds.
+    fn seen(mut s: Sampler, logits: &[f32], allowed: Option<&TokenSet>) -> vec::Vec<bool> {
+        let mut seen = vec![false; logits.len()];
+        (0..500).for_each(|_| seen[s.sample_from(logits, allowed).unwrap() as usize] = true);
+        seen
     }
 
     #[test]
@@ -177,18 +305,69 @@ mod tests {
     #[test]
     fn the_filters_keep_what_they_say() {
         let logits = [0.0, 2f32.ln(), 4f32.ln(), 0.0];
-        let seen = |mut s: Sampler| {
-            let mut seen = [false; 4];
-            (0..500).for_each(|_| seen[s.sample(&logits).unwrap() as usize] = true);
-            seen
-        };
+        let seen = |s: Sampler| seen(s, &logits, None);
         assert_eq!(seen(sampler(1.0, 1, 1.0, 7)), [false, false, true, false]);
         assert_eq!(seen(sampler(1.0, 2, 1.0, 7)), [false, true, true, false]);
         assert_eq!(seen(sampler(1.0, 3, 1.0, 7)), [true, true, true, false], "ties: lower id first");
         assert_eq!(seen(sampler(1.0, 0, 0.5, 7)), [false, false, true, false]);
         assert_eq!(seen(sampler(1.0, 0, 0.51, 7)), [false, true, true, false]);
+        let min_p = |min_p, temperature| {
+            Sampler::new(&Sampling { min_p, temperature, seed: 7, ..plain() }, 4).unwrap()
+        };
+        assert_eq!(seen(min_p(1.0, 1.0)), [false, false, true, false]);
+        assert_eq!(seen(min_p(0.5, 1.0)), [false, true, true, false]);
+        assert_eq!(seen(min_p(0.51, 1.0)), [false, false, true, false]);
+        assert_eq!(seen(min_p(0.25, 1.0)), [true; 4]);
+        // Before the temperature, which would otherwise flatten the difference.
+        assert_eq!(seen(min_p(0.3, 50.0)), [false, true, true, false]);
         assert_eq!(seen(sampler(1.0, 0, 1.0, 7)), [true; 4]);
         assert_eq!(seen(sampler(0.01, 0, 1.0, 7)), [false, false, true, false]);
+    }
+
+    #[test]
+    fn what_occurred_lately_is_penalised_once() {
+        let logits = [4.0, 3.9, -1.0, -1.1];
+        let after = |tokens: &[TokenId], repeat_penalty, repeat_last_n| {
+            let sampling = Sampling { repeat_penalty, repeat_last_n, ..plain() };
+            let mut s = Sampler::new(&sampling, 4).unwrap();
+            tokens.iter().for_each(|token| s.accept(*token));
+            s.sample(&logits).unwrap()
+        };
+        assert_eq!(after(&[], 2.0, 64), 0);
+        assert_eq!(after(&[0, 0, 0], 1.0, 64), 0, "a penalty of 1 is none");
+        assert_eq!(after(&[0], 2.0, 64), 1);
+        assert_eq!(after(&[0, 1], 2.0, 64), 0, "4 / 2 and 3.9 / 2");
+        assert_eq!(after(&[0, 0, 0, 1], 2.0, 64), 0, "not once for each time");
+        assert_eq!(after(&[0, 1], 2.0, 1), 0, "only the last token counts");
+        assert_eq!(after(&[1, 0, 3, 3, 3], 2.0, 3), 0, "the window moves on");
+        assert_eq!(after(&[1, 0, 3, 3], 2.0, 3), 1);
+        assert_eq!(after(&[0], 2.0, 0), 0);
+        // A negative logit sinks.
+        let sampling = Sampling { repeat_penalty: 1.5, ..plain() };
+        let mut s = Sampler::new(&sampling, 4).unwrap();
+        s.accept(2);
+        assert_eq!(s.sample(&[-9.0, -9.0, -1.0, -1.1]), Ok(3));
+        // A token that is none changes nothing.
+        s.accept(TokenId::MAX);
+        assert_eq!(s.sample(&logits), Ok(0));
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_chosen() {
+        let logits = [0.0, 1.0, 2.0, f32::NEG_INFINITY];
+        let mut allowed = TokenSet::new(4).unwrap();
+        let greedy = |allowed: &TokenSet| sampler(0.0, 0, 1.0, 1).sample_from(&logits, Some(allowed));
+        assert_eq!(greedy(&allowed), Err(Error::Logits));
+        allowed.insert(0);
+        allowed.insert(1);
+        assert_eq!(greedy(&allowed), Ok(1));
+        assert_eq!(seen(sampler(1.0, 0, 1.0, 3), &logits, Some(&allowed)), [true, true, false, false]);
+        assert_eq!(seen(sampler(1.0, 1, 1.0, 3), &logits, Some(&allowed)), [false, true, false, false]);
+        allowed.clear();
+        allowed.insert(3);
+        assert_eq!(greedy(&allowed), Err(Error::Logits), "the model rules it out");
+        let broken = [f32::NAN, 1.0, 1.0, 1.0];
+        assert_eq!(sampler(0.0, 0, 1.0, 1).sample_from(&broken, Some(&allowed)), Err(Error::Logits));
     }
 
     #[test]
@@ -212,11 +391,18 @@ mod tests {
             assert_eq!(s.sample(&[f32::NEG_INFINITY; 3]), Err(Error::Logits));
             assert_eq!(s.sample(&[f32::NEG_INFINITY, 1.0]), Ok(1));
         }
-        let bad = |temperature, top_p| {
-            let sampling = Sampling { temperature, top_p, ..Sampling::default() };
-            matches!(Sampler::new(&sampling, 4), Err(Error::Parameter { .. }))
-        };
-        assert!(bad(-1.0, 1.0) && bad(f32::NAN, 1.0) && bad(f32::INFINITY, 1.0));
-        assert!(bad(1.0, 0.0) && bad(1.0, 1.1) && bad(1.0, f32::NAN));
+        let good = Sampling::default();
+        assert!(Sampler::new(&good, 4).is_ok());
+        let bad = |sampling: Sampling| matches!(Sampler::new(&sampling, 4), Err(Error::Parameter { .. }));
+        for value in [-1.0, f32::NAN, f32::INFINITY] {
+            assert!(bad(Sampling { temperature: value, ..good.clone() }));
+            assert!(bad(Sampling { top_p: value, ..good.clone() }));
+            assert!(bad(Sampling { min_p: value, ..good.clone() }));
+            assert!(bad(Sampling { repeat_penalty: value, ..good.clone() }));
+        }
+        assert!(bad(Sampling { top_p: 0.0, ..good.clone() }) && bad(Sampling { top_p: 1.1, ..good.clone() }));
+        assert!(bad(Sampling { min_p: 1.1, ..good.clone() }));
+        assert!(bad(Sampling { repeat_penalty: 0.0, ..good.clone() }));
+        assert!(bad(Sampling { repeat_last_n: usize::MAX, ..good }));
     }
 }

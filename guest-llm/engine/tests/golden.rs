@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use flexserve_engine::{
-    Event, Flow, KvFormat, Limits, Model, Request, Sampling, Session, SessionConfig, StopReason, generate,
+    Event, Flow, KvFormat, Limits, Model, Request, Session, SessionConfig, StopReason, generate,
 };
 use serde_json::Value;
 
@@ -85,7 +85,7 @@ fn the_demo_model_gives_the_golden_answers() {
             continue;
         }
         compared += 1;
-        let request = Request { prompt, raw: false, max_tokens: 128, sampling: Sampling::default() };
+        let request = Request { max_tokens: 128, ..Request::new(prompt) };
         let mut answer = String::new();
         let report = generate(&mut session, &request, &mut |event| {
             if let Event::Text(text) = event {

@@ -269,7 +269,7 @@ fn no_changed_byte_of_the_metadata_does_harm() {
         let config = SessionConfig { context: 16.min(defaults.context), memory_limit: 1 << 24, ..defaults };
         let Ok(mut session) = Session::new(&model, &config) else { continue };
         let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
-        let request = Request { prompt: "the é", raw: round % 2 == 0, max_tokens: 2, sampling };
+        let request = Request { raw: round % 2 == 0, max_tokens: 2, sampling, ..Request::new("the é") };
         let mut text = String::new();
         let _ = generate(&mut session, &request, &mut |event| {
             if let Event::Text(piece) = event {

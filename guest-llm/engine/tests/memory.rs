@@ -6,7 +6,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use flexserve_engine::{
-    Detokenizer, Flow, KvFormat, Limits, Model, Sampler, Sampling, Session, SessionConfig,
+    Detokenizer, Flow, Grammar, KvFormat, Limits, Model, Sampler, Sampling, Session, SessionConfig,
+    TokenIndex, grammar::Matcher,
 };
 use support::reference::{Random, Shape};
 use support::{F16, Q8_0};
@@ -64,18 +65,19 @@ fn decoding_allocates_nothing() {
     let file = Random::new(&Shape::tiny(&[Q8_0, F16]), 5).file.bytes();
     let model = Model::load(&file, &Limits::default()).unwrap();
     let mut session = Session::new(&model, &SessionConfig::for_model(&model)).unwrap();
-    let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+    let sampling = Sampling { temperature: 1.0, repeat_penalty: 1.1, ..Sampling::default() };
+    let grammar = Grammar::from_schema(r#"{"minItems":40,"items":{"enum":[[],"a",{}]}}"#, 1 << 20).unwrap();
+    let index = TokenIndex::new(model.tokenizer(), 1 << 20).unwrap();
+    let mut matcher = Matcher::new(&grammar, &index).unwrap();
     let mut sampler = Sampler::new(&sampling, model.tokenizer().token_count()).unwrap();
     let mut detokenizer = Detokenizer::new(model.tokenizer());
-    // The detokenizer's buffers grow with the longest text.
-    for token in 0..model.tokenizer().token_count() as u32 {
-        detokenizer.push(token).unwrap();
-    }
     let (result, allocations, _) = counted(|| session.prefill(&[1, 2, 3], &mut |_, _| Flow::Continue));
     assert_eq!((result, allocations), (Ok(Flow::Continue), 0));
     for _ in 3..session.context() {
         let ((), allocations, _) = counted(|| {
-            let token = sampler.sample(session.logits()).unwrap();
+            let token = sampler.sample_from(session.logits(), Some(matcher.allowed())).unwrap();
+            sampler.accept(token);
+            matcher.accept(model.tokenizer(), token).unwrap();
             detokenizer.push(token).unwrap();
             session.decode(token).unwrap();
         });

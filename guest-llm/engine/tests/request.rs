@@ -3,8 +3,8 @@
 mod support;
 
 use flexserve_engine::{
-    Error, Event, Flow, KvFormat, Limits, Model, Report, Request, Sampling, Session, SessionConfig,
-    StopReason, generate,
+    Constraint, Error, Event, Flow, Grammar, KvFormat, Limits, Model, Report, Request, Sampling, Session,
+    SessionConfig, StopReason, TokenIndex, generate,
 };
 use support::reference::{Random, Shape};
 use support::{Q8_0, Value};
@@ -39,13 +39,14 @@ fn file() -> Vec<u8> {
 }
 
 fn request(prompt: &str, max_tokens: usize, sampling: Sampling) -> Request<'_> {
-    Request { prompt, raw: false, max_tokens, sampling }
+    Request { max_tokens, sampling, ..Request::new(prompt) }
 }
 
 #[test]
 fn the_same_request_gives_the_same_answer() {
     let file = file();
-    let hot = |seed| Sampling { temperature: 1.5, top_k: 0, top_p: 1.0, seed };
+    let hot =
+        |seed| Sampling { temperature: 1.5, top_k: 0, top_p: 1.0, min_p: 0.0, seed, ..Sampling::default() };
     let text = |sampling| run(&file, &request("the", 30, sampling), 64).unwrap().text;
     assert_eq!(text(Sampling::default()), text(Sampling { seed: 9, ..Sampling::default() }));
     assert_eq!(text(hot(1)), text(hot(1)));
@@ -115,4 +116,82 @@ fn the_caller_can_stop_at_every_event() {
         .unwrap();
         assert_eq!((count, report.stop), (last, StopReason::Cancelled));
     }
+}
+
+#[test]
+fn a_stop_string_ends_the_answer_and_is_no_part_of_it() {
+    let file = file();
+    let plain = run(&file, &request("the", 30, Sampling::default()), 64).unwrap();
+    let characters: Vec<char> = plain.text.chars().collect();
+    assert!(characters.len() > 12, "{}", plain.text);
+    // Every text of two or three characters that the answer has.
+    for (length, start) in [2, 3].into_iter().flat_map(|length| (0..10).map(move |start| (length, start))) {
+        let stop: String = characters[start..start + length].iter().collect();
+        let request = Request { stop: &["never", &stop], ..request("the", 30, Sampling::default()) };
+        let outcome = run(&file, &request, 64).unwrap();
+        assert_eq!(outcome.report.stop, StopReason::StopString);
+        assert_eq!(outcome.text, plain.text[..plain.text.find(&stop).unwrap()], "{stop:?}");
+        assert!(outcome.report.tokens <= plain.report.tokens);
+    }
+    // What is held back comes in the end.
+    let last = format!("{}x", characters[characters.len() - 1]);
+    let held = Request { stop: &[&last], ..request("the", 30, Sampling::default()) };
+    assert_eq!(run(&file, &held, 64).unwrap().text, plain.text);
+    let bad = Request { stop: &[""], ..request("the", 30, Sampling::default()) };
+    assert!(matches!(run(&file, &bad, 64), Err(Error::Parameter { name: "stop", .. })));
+}
+
+#[test]
+fn the_repetition_penalty_counts_prompt_and_answer() {
+    let file = file();
+    let tokens = |repeat_penalty| {
+        let model = Model::load(&file, &Limits::default()).unwrap();
+        let mut session = Session::new(&model, &SessionConfig::for_model(&model)).unwrap();
+        let sampling = Sampling { repeat_penalty, ..Sampling::default() };
+        let mut text = String::new();
+        let request = Request { raw: true, ..request("t", 20, sampling) };
+        generate(&mut session, &request, &mut |event| {
+            if let Event::Text(piece) = event {
+                text.push_str(piece);
+            }
+            Flow::Continue
+        })
+        .unwrap();
+        text
+    };
+    assert_ne!(tokens(1.0), tokens(1000.0));
+    // With so great a penalty no token of prompt or answer comes again while it is remembered.
+    let text = tokens(1000.0);
+    let mut pieces: Vec<char> = text.chars().filter(|c| c.is_ascii_graphic()).collect();
+    let count = pieces.len();
+    pieces.sort_unstable();
+    pieces.dedup();
+    assert!(pieces.len() * 2 > count, "{text:?}");
+}
+
+#[test]
+fn an_answer_follows_its_schema() {
+    let file = file();
+    let model = Model::load(&file, &Limits::default()).unwrap();
+    let index = TokenIndex::new(model.tokenizer(), 1 << 20).unwrap();
+    let schema = r#"{"type":"array","items":{"enum":["ab",true,{"the":1}]},"minItems":2,"maxItems":3}"#;
+    let grammar = Grammar::from_schema(schema, 1 << 20).unwrap();
+    let constraint = Some(Constraint { grammar: &grammar, index: &index });
+    let hot =
+        |seed| Sampling { temperature: 2.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed, ..Sampling::default() };
+    let mut texts = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let request = Request { constraint, ..request("the", 60, hot(seed)) };
+        let outcome = run(&file, &request, 64).unwrap();
+        assert_eq!(outcome.report.stop, StopReason::EndOfGeneration);
+        let value: serde_json::Value = serde_json::from_str(&outcome.text).unwrap();
+        let items = value.as_array().unwrap();
+        assert!((2..=3).contains(&items.len()), "{value}");
+        texts.insert(outcome.text);
+    }
+    assert!(texts.len() > 3, "{texts:?}");
+    // Cut off, it is a beginning.
+    let cut = run(&file, &Request { constraint, ..request("the", 3, Sampling::default()) }, 64).unwrap();
+    assert_eq!(cut.report.stop, StopReason::MaxTokens);
+    assert!(cut.text.starts_with('['));
 }

@@ -1,6 +1,6 @@
 //! A hostile model file in the engine.
 
-use flexserve_engine::{Flow, Limits, Model, Request, Sampling, Session, SessionConfig, generate};
+use flexserve_engine::{Flow, Limits, Model, Request, Session, SessionConfig, generate};
 
 /// A well-formed file with random weights.
 const TINY: &[u8] = include_bytes!("../../models/tiny-f16.gguf");
@@ -36,7 +36,7 @@ fn answer(file: &[u8], prompt: &str) {
     config.context = config.context.min(48);
     config.memory_limit = MEMORY;
     let Ok(mut session) = Session::new(&model, &config) else { return };
-    let request = Request { prompt, raw: true, max_tokens: 2, sampling: Sampling::default() };
+    let request = Request { raw: true, max_tokens: 2, ..Request::new(prompt) };
     // An answer or an error; its text is UTF-8 by its type.
     let _ = generate(&mut session, &request, &mut |_| Flow::Continue);
 }

@@ -14,12 +14,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use flexserve_engine::{
-    Event, Flow, KvFormat, Limits, Model, Request, Sampling, Session, SessionConfig, generate,
+    Constraint, Event, Flow, Grammar, KvFormat, Limits, Model, Request, Sampling, Session, SessionConfig,
+    TokenIndex, generate,
 };
 
 const USAGE: &str =
     "usage: flexserve-engine run MODEL [-p PROMPT] [-n TOKENS] [-c CONTEXT] [--batch TOKENS] [--kv f16|f32]
-                            [--threads N] [--temp T] [--top-k K] [--top-p P] [--seed N] [--raw]
+                            [--threads N] [--raw] [--system TEXT] [--think true|false] [--temp T] [--top-k K]
+                            [--top-p P] [--min-p P] [--repeat-penalty R] [--repeat-last-n N] [--seed N]
+                            [--stop TEXT]... [-j SCHEMA|@FILE]
        flexserve-engine info MODEL [--tensors]
        flexserve-engine tokens MODEL [-p PROMPT] [--raw]
        flexserve-engine bench MODEL [-p TOKENS] [-n TOKENS] [-r REPETITIONS] [-c CONTEXT] [--batch TOKENS] [--kv f16|f32]
@@ -28,7 +31,8 @@ const USAGE: &str =
                                [--vocabulary N] [--seed N]
        flexserve-engine parity FOLDER [--filter S] [--threads N] [--json]
 
-run answers PROMPT (default: standard input), greedily unless --temp is above 0; --raw completes it as it is.
+run answers PROMPT (default: standard input), greedily unless --temp is above 0; --raw completes it as it is. Thoughts go
+to standard error. -j (--json-schema) makes the answer follow a JSON schema; {} is any object.
 info prints what the file says of itself. tokens prints the prompt's token ids.
 bench measures prefill (default: of 128 tokens) and decoding (of 64), each from an empty context; --profile also tells
 where the time goes. random writes a model of random weights: FORMAT is F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1,
@@ -47,6 +51,10 @@ struct Arguments {
     kv: Option<KvFormat>,
     threads: usize,
     sampling: Sampling,
+    stop: Vec<String>,
+    schema: Option<String>,
+    system: Option<String>,
+    think: Option<bool>,
     raw: bool,
     tensors: bool,
     repetitions: usize,
@@ -104,14 +112,28 @@ fn answer(model: &Model<'_>, arguments: &Arguments, load_ms: f64) -> Result<(), 
     let mut session = Session::new(model, &config).map_err(failed)?;
     session.share_work(threads::pool(arguments.threads));
     let prompt = prompt(arguments)?;
+    let stop: Vec<&str> = arguments.stop.iter().map(String::as_str).collect();
+    let constraint = match &arguments.schema {
+        None => None,
+        Some(schema) => {
+            let grammar =
+                Grammar::from_schema(schema, usize::MAX).map_err(|e| refused("--json-schema", e))?;
+            Some((grammar, TokenIndex::new(model.tokenizer(), usize::MAX).map_err(failed)?))
+        }
+    };
     let request = Request {
         prompt: &prompt,
         raw: arguments.raw,
+        system: arguments.system.as_deref(),
+        think: arguments.think,
         max_tokens: arguments.max_tokens,
         sampling: arguments.sampling.clone(),
+        stop: &stop,
+        constraint: constraint.as_ref().map(|(grammar, index)| Constraint { grammar, index }),
     };
     let started = Instant::now();
     let mut prefilled = started;
+    let mut is_thinking = false;
     let mut output = std::io::stdout().lock();
     let report = generate(&mut session, &request, &mut |event| {
         let written = match event {
@@ -119,7 +141,16 @@ fn answer(model: &Model<'_>, arguments: &Arguments, load_ms: f64) -> Result<(), 
                 prefilled = Instant::now();
                 Ok(())
             }
-            Event::Text(text) => output.write_all(text.as_bytes()).and_then(|()| output.flush()),
+            Event::Thought(text) => {
+                is_thinking = true;
+                std::io::stderr().write_all(text.as_bytes())
+            }
+            Event::Text(text) => {
+                if std::mem::take(&mut is_thinking) {
+                    eprintln!();
+                }
+                output.write_all(text.as_bytes()).and_then(|()| output.flush())
+            }
             _ => Ok(()),
         };
         if written.is_ok() { Flow::Continue } else { Flow::Stop }
@@ -239,6 +270,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
         kv: None,
         threads: 1,
         sampling: Sampling::default(),
+        stop: Vec::new(),
+        schema: None,
+        system: None,
+        think: None,
         raw: false,
         tensors: false,
         repetitions: 3,
@@ -274,6 +309,19 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
             "--temp" => arguments.sampling.temperature = number(&word, value()?)?,
             "--top-k" => arguments.sampling.top_k = number(&word, value()?)?,
             "--top-p" => arguments.sampling.top_p = number(&word, value()?)?,
+            "--min-p" => arguments.sampling.min_p = number(&word, value()?)?,
+            "--repeat-penalty" => arguments.sampling.repeat_penalty = number(&word, value()?)?,
+            "--repeat-last-n" => arguments.sampling.repeat_last_n = number(&word, value()?)?,
+            "--stop" => arguments.stop.push(value()?),
+            "--system" => arguments.system = Some(value()?),
+            "--think" => arguments.think = Some(number(&word, value()?)?),
+            "-j" | "--json-schema" => {
+                let schema = value()?;
+                arguments.schema = Some(match schema.strip_prefix('@') {
+                    Some(path) => std::fs::read_to_string(path).map_err(|e| refused(path, e))?,
+                    None => schema,
+                });
+            }
             "--seed" => {
                 let seed = number(&word, value()?)?;
                 arguments.sampling.seed = seed;
@@ -302,7 +350,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
 }
 
 fn number<T: std::str::FromStr>(option: &str, value: String) -> Result<T, Failure> {
-    value.parse().map_err(|_| usage(format!("{option} {value} is not a number in range")))
+    value.parse().map_err(|_| usage(format!("{option} {value} is not a value in range")))
 }
 
 fn usage(message: String) -> Failure {

@@ -19,17 +19,22 @@ pub struct Detokenizer<'t> {
 const CHARACTER_MAX: usize = 4;
 
 impl<'t> Detokenizer<'t> {
-    /// Starts with nothing held back.
+    /// Starts with nothing held back, and with room for the longest token, if memory allows.
     pub fn new(tokenizer: &'t Tokenizer<'_>) -> Self {
-        Detokenizer { tokenizer, pending: Vec::new(), text: String::new() }
+        let (mut pending, mut text) = (Vec::new(), String::new());
+        let room = tokenizer.longest_text() + CHARACTER_MAX;
+        // Where there is none now, `push` asks again.
+        let _ = pending.try_reserve_exact(room);
+        let _ = text.try_reserve_exact(room * char::REPLACEMENT_CHARACTER.len_utf8());
+        Detokenizer { tokenizer, pending, text }
     }
 
     /// Returns the text that `token` completes, maybe none. Bytes that are not UTF-8 become U+FFFD. Control tokens give
     /// no text.
     ///
     /// # Errors
-    /// [`Error::UnknownToken`]; [`Error::OutOfMemory`] when the buffer, which is as long as the longest text so far,
-    /// cannot grow.
+    /// [`Error::UnknownToken`]; [`Error::OutOfMemory`] when there was no room for the longest token at the start, nor is
+    /// now.
     pub fn push(&mut self, token: TokenId) -> Result<&str> {
         self.tokenizer.append_bytes(token, &mut self.pending)?;
         // Every byte may become a replacement character.
@@ -58,6 +63,11 @@ impl<'t> Detokenizer<'t> {
         let done = self.pending.len() - rest.len();
         self.pending.drain(..done);
         Ok(&self.text)
+    }
+
+    /// Whether no bytes are held back.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// Returns what is left: U+FFFD if bytes were held back.

@@ -15,9 +15,10 @@ mod template;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, Thinking, Turn};
 pub use vocabulary::TokenKind;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -27,6 +28,7 @@ use crate::gguf::Gguf;
 use crate::{Error, Limits, Result};
 use bpe::Bpe;
 use spm::Spm;
+use template::Chat;
 use vocabulary::Vocabulary;
 
 /// A token's number in the vocabulary.
@@ -46,7 +48,7 @@ pub struct Tokenizer<'a> {
     add_space_prefix: bool,
     request_prefix: &'a str,
     request_suffix: &'a str,
-    chat_template: Option<ChatTemplate>,
+    chat: Option<Chat<'a>>,
     text_bytes_max: usize,
 }
 
@@ -98,8 +100,7 @@ impl<'a> Tokenizer<'a> {
             Algorithm::Spm(_) => true,
             Algorithm::Bpe(bpe) => bpe.adds_bos(),
         };
-        let chat_template =
-            gguf.str("tokenizer.chat_template")?.and_then(|text| ChatTemplate::recognise(text, &vocabulary));
+        let chat = gguf.str("tokenizer.chat_template")?.and_then(|text| Chat::recognise(text, &vocabulary));
         let tokenizer = Tokenizer {
             vocabulary,
             algorithm,
@@ -110,7 +111,7 @@ impl<'a> Tokenizer<'a> {
             add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(is_spm),
             request_prefix: gguf.str("flexserve.request.prefix")?.unwrap_or_default(),
             request_suffix: gguf.str("flexserve.request.suffix")?.unwrap_or_default(),
-            chat_template,
+            chat,
             text_bytes_max: limits.text_bytes,
         };
         for (wanted, token, name) in [(tokenizer.add_bos, bos, "bos"), (tokenizer.add_eos, eos, "eos")] {
@@ -165,61 +166,70 @@ impl<'a> Tokenizer<'a> {
         let tokens = if raw {
             self.encode(prompt, true, true)?
         } else {
-            self.encode_between([self.request_prefix, ""], prompt, self.request_suffix, true)?
+            let (prefix, suffix) = (self.request_prefix, self.request_suffix);
+            self.encode_marked(&[(prefix, true), (prompt, false), (suffix, true)], true)?
         };
         if tokens.is_empty() { Err(Error::EmptyPrompt) } else { Ok(tokens) }
     }
 
+    /// Tells whether the file has a `flexserve.request.prefix` or `.suffix`.
+    pub fn has_request_template(&self) -> bool {
+        !self.request_prefix.is_empty() || !self.request_suffix.is_empty()
+    }
+
     /// The file's chat template, if it has one that is known.
     pub fn chat_template(&self) -> Option<ChatTemplate> {
-        self.chat_template
+        self.chat.as_ref().map(Chat::template)
     }
 
     /// Encodes a user's turn of a conversation, up to where the answer begins, in the file's chat template; from the second
-    /// turn on what ends the answer before comes first. Control tokens spelled out in `prompt` stay text.
+    /// turn on what ends the answer before comes first. Control tokens spelled out in prompt and system text stay text. Returns
+    /// the tokens, and how many of them come before a thought that the template writes itself.
     ///
     /// # Errors
-    /// [`Error::Parameter`] when there is no template that is known, [`Error::EmptyPrompt`]; as [`Tokenizer::encode`].
-    pub fn encode_turn(&self, prompt: &str, is_first: bool) -> Result<Vec<TokenId>> {
-        let template = self.chat_template.ok_or(Error::Parameter {
-            name: "chat",
-            fault: "the model has no chat template that is known",
-        })?;
-        let marks = template.marks();
-        let prompt = if marks.trims { prompt.trim() } else { prompt };
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        if is_first {
-            let begin = self.bos.filter(|_| self.add_bos);
-            let turn = self.encode_between(["", marks.prefix], prompt, marks.suffix, false)?;
-            let mut tokens = Budget::new(usize::MAX).reserve(turn.len() + 1)?;
-            tokens.extend(begin);
-            tokens.extend(turn);
-            return Ok(tokens);
-        }
-        self.encode_between([marks.close, marks.prefix], prompt, marks.suffix, false)
+    /// [`Error::Parameter`] when there is no template that is known, or it has no thoughts, or no choice about them;
+    /// [`Error::EmptyPrompt`]; as [`Tokenizer::encode`].
+    pub fn encode_turn(&self, turn: &Turn<'_>) -> Result<(Vec<TokenId>, usize)> {
+        let fault = "the model has no chat template that is known";
+        let chat = self.chat.as_ref().ok_or(Error::Parameter { name: "chat", fault })?;
+        let (parts, thought) = chat.parts(turn)?;
+        let begin = self.bos.filter(|_| self.add_bos && turn.is_first);
+        let before = self.encode_marked(&parts, false)?;
+        let thought = self.encode_marked(&[(thought, true)], false)?;
+        let before_thought = before.len() + usize::from(begin.is_some());
+        let mut tokens = Budget::new(usize::MAX).reserve(before_thought + thought.len())?;
+        tokens.extend(begin);
+        tokens.extend(before);
+        tokens.extend(thought);
+        Ok((tokens, before_thought))
     }
 
-    /// Encodes `prefix`, `prompt` and `suffix` as one text; control tokens are recognised in the first and the last.
-    fn encode_between(
-        &self,
-        prefix: [&str; 2],
-        prompt: &str,
-        suffix: &str,
-        add_special: bool,
-    ) -> Result<Vec<TokenId>> {
-        let parts = [prefix[0], prefix[1], prompt, suffix];
-        let length = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
+    /// Longest text that a token stands for, in bytes.
+    pub(crate) fn longest_text(&self) -> usize {
+        self.vocabulary.longest_text()
+    }
+
+    /// Encodes `parts` as one text; control tokens are recognised in those that are marked so, borders between two of them
+    /// included.
+    fn encode_marked(&self, parts: &[(&str, bool)], add_special: bool) -> Result<Vec<TokenId>> {
+        let length = parts.iter().fold(0usize, |sum, (part, _)| sum.saturating_add(part.len()));
         self.check_length(length)?;
-        let mut bytes = Budget::new(usize::MAX).reserve(length)?;
-        parts.iter().for_each(|part| bytes.extend_from_slice(part.as_bytes()));
-        let text = core::str::from_utf8(&bytes).unwrap_or_default();
-        self.encode_parts(
-            text,
-            add_special,
-            &[0..prefix[0].len() + prefix[1].len(), length - suffix.len()..length],
-        )
+        let mut budget = Budget::new(usize::MAX);
+        let mut text = String::new();
+        text.try_reserve_exact(length).map_err(|_| Error::OutOfMemory { bytes: length })?;
+        let mut trusted: Vec<Range<usize>> = budget.reserve(parts.len())?;
+        for (part, is_trusted) in parts {
+            let start = text.len();
+            text.push_str(part);
+            if !is_trusted || part.is_empty() {
+                continue;
+            }
+            match trusted.last_mut().filter(|last| last.end == start) {
+                Some(last) => last.end = text.len(),
+                None => trusted.push(start..text.len()),
+            }
+        }
+        self.encode_parts(&text, add_special, &trusted)
     }
 
     /// Encodes `text`, where control tokens are recognised inside the ranges `trusted` only.
@@ -319,6 +329,16 @@ impl<'a> Tokenizer<'a> {
             fragments = cut;
         }
         Ok(fragments)
+    }
+
+    /// Reads the bytes that `token` stands for into `bytes`, in place of what was there. They may be part of a character; control
+    /// and unknown tokens stand for none.
+    ///
+    /// # Errors
+    /// [`Error::UnknownToken`]; [`Error::OutOfMemory`].
+    pub fn token_bytes(&self, token: TokenId, bytes: &mut Vec<u8>) -> Result<()> {
+        bytes.clear();
+        self.append_bytes(token, bytes)
     }
 
     fn check_length(&self, bytes: usize) -> Result<()> {

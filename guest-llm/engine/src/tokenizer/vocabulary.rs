@@ -73,6 +73,7 @@ pub struct Vocabulary<'a> {
     special: Vec<TokenId>,
     /// Sorted.
     end_of_generation: Vec<TokenId>,
+    longest_text: usize,
 }
 
 impl<'a> Vocabulary<'a> {
@@ -114,8 +115,10 @@ impl<'a> Vocabulary<'a> {
         let mut by_text: Vec<TokenId> = budget.reserve(count)?;
         by_text.extend(0..count as TokenId);
         by_text.sort_unstable_by_key(|id| texts.get(*id as usize));
+        let longest_text = (0..count).filter_map(|id| texts.get(id)).map(<[u8]>::len).max().unwrap_or(0);
+        let (special, end_of_generation) = (Vec::new(), Vec::new());
         let vocabulary =
-            Vocabulary { texts, scores, kinds, by_text, special: Vec::new(), end_of_generation: Vec::new() };
+            Vocabulary { texts, scores, kinds, by_text, special, end_of_generation, longest_text };
         vocabulary.check()?;
         Ok(vocabulary)
     }
@@ -172,6 +175,11 @@ impl<'a> Vocabulary<'a> {
         special.sort_unstable_by_key(|id| (Reverse(self.text(*id).map(<[u8]>::len)), *id));
         self.special = special;
         Ok(())
+    }
+
+    /// Longest text of a token, in bytes.
+    pub fn longest_text(&self) -> usize {
+        self.longest_text
     }
 
     /// Number of tokens.
