@@ -4,7 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use flexserve_engine::Sampling;
+
 use crate::error::{Error, Result};
+use crate::request::{Form, Request};
+
+/// As in llama.cpp, but for the temperature.
+const DEFAULTS: Sampling = Sampling::DEFAULT;
 
 /// Runs large language models in confidential partitions.
 #[derive(Clone, Debug, Parser)]
@@ -65,6 +71,42 @@ pub struct RunArgs {
     /// Temperature; 0 always takes the likeliest token (llama.cpp's default is 0.8)
     #[arg(long = "temp", visible_alias = "temperature", value_name = "T", default_value = "0", value_parser = parse_temperature)]
     pub temperature: f32,
+    /// Keep the likeliest tokens only; 0: all
+    #[arg(long, value_name = "N", default_value_t = DEFAULTS.top_k as u32)]
+    pub top_k: u32,
+    /// Keep the likeliest tokens until their probabilities add up to P; 1: all
+    #[arg(long, value_name = "P", default_value_t = DEFAULTS.top_p)]
+    pub top_p: f32,
+    /// Keep tokens that are at least P times as probable as the likeliest; 0: all
+    #[arg(long, value_name = "P", default_value_t = DEFAULTS.min_p)]
+    pub min_p: f32,
+    /// Penalty for tokens that occurred lately; 1: none
+    #[arg(long, value_name = "R", default_value_t = DEFAULTS.repeat_penalty)]
+    pub repeat_penalty: f32,
+    /// Tokens back that the penalty looks; 0: none
+    #[arg(long, value_name = "N", default_value_t = DEFAULTS.repeat_last_n as u32)]
+    pub repeat_last_n: u32,
+    /// Text that ends the answer and is no part of it; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// JSON schema that the answer follows, or @FILE; {} is any object
+    #[arg(
+        short = 'j',
+        long,
+        value_name = "SCHEMA",
+        conflicts_with = "json_object",
+        allow_hyphen_values = true
+    )]
+    pub json_schema: Option<String>,
+    /// Answer with a JSON object, of any members
+    #[arg(long)]
+    pub json_object: bool,
+    /// System text, for models with a chat template [default: the template's own]
+    #[arg(long, visible_alias = "system-prompt", value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Whether the model thinks before it answers [default: as its template does by itself]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub think: Option<bool>,
     /// Sampler seed; -1: a random one
     #[arg(short, long, value_name = "N", default_value = "-1", value_parser = parse_seed, allow_negative_numbers = true)]
     pub seed: Seed,
@@ -105,6 +147,43 @@ pub enum Seed {
 }
 
 impl RunArgs {
+    /// What to ask, with this seed.
+    ///
+    /// # Errors
+    /// Code 2 if a file cannot be read.
+    pub fn request(&self, seed: u64) -> Result<Request> {
+        let schema = match self.json_schema.as_deref() {
+            Some(schema) => match schema.strip_prefix('@') {
+                Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
+                    Error::usage(format!("the schema {path}: {error}"), "name a file that can be read")
+                })?),
+                None => Some(schema.to_owned()),
+            },
+            None => self.json_object.then(|| "{}".to_owned()),
+        };
+        Ok(Request {
+            system: self.system.clone(),
+            think: self.think,
+            max_tokens: self.max_tokens,
+            context: self.context,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k as usize,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repeat_penalty: self.repeat_penalty,
+                repeat_last_n: self.repeat_last_n as usize,
+                seed,
+            },
+            stop: self.stop.clone(),
+            schema,
+            ..Request::new(
+                self.prompt.clone().unwrap_or_default(),
+                if self.raw { Form::Raw } else { Form::Independent },
+            )
+        })
+    }
+
     /// The model that was named.
     pub fn model(&self) -> &str {
         self.model_argument.as_deref().or(self.model_option.as_deref()).unwrap_or_default()
@@ -192,6 +271,14 @@ mod tests {
         assert_eq!((run.context, run.temperature, run.seed, run.mem_heap), (0, 0.0, Seed::Random, None));
         assert_eq!(run.scratch, 1 << 20);
         assert!(!run.raw && !run.json && !run.json_events && !run.no_npu);
+        let request = run.request(7).unwrap();
+        assert_eq!(
+            request,
+            Request {
+                sampling: Sampling { seed: 7, ..Sampling::default() },
+                ..Request::new("", Form::Independent)
+            }
+        );
         assert_eq!(run.image.to_str(), Some(crate::IMAGE_PATH));
     }
 
@@ -210,6 +297,41 @@ mod tests {
             (run.prompt.as_deref(), run.max_tokens, run.seed),
             (Some("-5 degrees"), u32::MAX, Seed::Random)
         );
+    }
+
+    #[test]
+    fn options_of_a_request_reach_it() {
+        let all = "m -p hi --top-k 5 --top-p 0.5 --min-p 0.25 --repeat-penalty 1.5 --repeat-last-n 9 --stop a --stop -b --system s \
+                   --think=false -j {} --raw";
+        let request = run(&all.split_whitespace().collect::<Vec<_>>()).unwrap().request(1).unwrap();
+        let sampling = Sampling {
+            top_k: 5,
+            top_p: 0.5,
+            min_p: 0.25,
+            repeat_penalty: 1.5,
+            repeat_last_n: 9,
+            seed: 1,
+            ..Sampling::default()
+        };
+        let expected = Request {
+            sampling,
+            stop: vec!["a".into(), "-b".into()],
+            system: Some("s".into()),
+            think: Some(false),
+            schema: Some("{}".into()),
+            ..Request::new("hi", Form::Raw)
+        };
+        assert_eq!(request, expected);
+        let request = |arguments: &[&str]| run(arguments).unwrap().request(1);
+        assert_eq!(request(&["m", "--think", "--json-object"]).unwrap().think, Some(true));
+        assert_eq!(request(&["m", "--json-object"]).unwrap().schema.as_deref(), Some("{}"));
+        let file = std::env::temp_dir().join(format!("flexserve-schema-{}", std::process::id()));
+        std::fs::write(&file, "{\"type\":\"null\"}").unwrap();
+        let read = request(&["m", "--json-schema", &format!("@{}", file.display())]).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(read.schema.as_deref(), Some("{\"type\":\"null\"}"));
+        let gone = request(&["m", "-j", &format!("@{}", file.display())]);
+        assert_eq!(gone.unwrap_err().code, crate::error::Code::Usage);
     }
 
     #[test]
@@ -232,6 +354,10 @@ mod tests {
             // An object at the end, or a session.
             &["a", "--json"],
             &["a", "-t", "0"],
+            &["a", "--top-k", "-1"],
+            &["a", "--top-p", "x"],
+            &["a", "--think=maybe"],
+            &["a", "--json-object", "-j", "{}"],
             &["a", "--unknown"],
         ] {
             let error = run(arguments).unwrap_err();

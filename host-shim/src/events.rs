@@ -39,6 +39,11 @@ pub enum Event<'a> {
         /// The piece.
         text: &'a str,
     },
+    /// A piece of what the model thinks before it answers.
+    Thought {
+        /// The piece.
+        text: &'a str,
+    },
     /// A session wants a line.
     Prompt {
         /// Lines are turns of a conversation; else each is independent.
@@ -46,7 +51,7 @@ pub enum Event<'a> {
     },
     /// The answer to a line of a session is whole.
     Answer {
-        /// Why it ended: `end`, `length` or `cancelled`.
+        /// Why it ended: `end`, `length`, `stop` (a stop string) or `cancelled`.
         stop: &'a str,
         /// Tokens of the prompt.
         prompt_tokens: u64,
@@ -129,6 +134,7 @@ mod tests {
             value(Event::Token { text: "a\n\u{1e}\"" }),
             json!({"event": "token", "text": "a\n\u{1e}\""})
         );
+        assert_eq!(value(Event::Thought { text: "hm" }), json!({"event": "thought", "text": "hm"}));
         assert_eq!(
             value(Event::Progress { what: "load", done: 1, total: 2 }),
             json!({"event": "progress", "what": "load", "done": 1, "total": 2})

@@ -211,9 +211,9 @@ mod tests {
     use crate::machine::Exit;
     use crate::vmm::{Options, with_partition};
     use hyp_abi::manifest::layout;
-    use hyp_abi::session::{self, Done, Failure, READY_CHAT, Ready, failure, frame};
+    use hyp_abi::session::{Done, Failure, Parts, READY_CHAT, Ready, failure, frame, parse_request};
     use std::sync::mpsc::channel;
-    use zerocopy::{FromBytes, IntoBytes};
+    use zerocopy::IntoBytes;
 
     /// A partition that says what it hears: the flags and the text of each request.
     fn parrot(features: u64) -> Fake {
@@ -224,14 +224,14 @@ mod tests {
                 match fake.wait_for_frame() {
                     (frame::SHUTDOWN, _) => return Exit::Finished(0),
                     (frame::REQUEST, payload) => {
-                        let (request, text) = session::Request::read_from_prefix(&payload).unwrap();
-                        if text == b"refuse" {
+                        let Parts { request, prompt, .. } = parse_request(&payload).unwrap();
+                        if prompt == "refuse" {
                             let failure = Failure { code: failure::REQUEST, ..Failure::default() };
                             fake.say(frame::ERROR, failure.as_bytes());
                             continue;
                         }
                         fake.say(frame::TOKEN, format!("{} ", request.flags).as_bytes());
-                        fake.say(frame::TOKEN, text);
+                        fake.say(frame::TOKEN, prompt.as_bytes());
                         fake.say(frame::DONE, Done::default().as_bytes());
                     }
                     (kind, _) => assert_eq!(kind, frame::RESET),
@@ -247,8 +247,7 @@ mod tests {
         let interrupts = Interrupts::new();
         let options =
             Options { ticks_per_second: 1000, threads: 1, heap_grows: true, cancel: &interrupts.cancel };
-        let base =
-            Request { prompt: String::new(), max_tokens: 9, context: 0, temperature: 0.0, seed: 0, form };
+        let base = Request::new("", form);
         let (sender, receiver) = channel();
         lines.iter().for_each(|line| sender.send((*line).to_owned()).unwrap());
         drop(sender);

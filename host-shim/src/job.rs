@@ -43,6 +43,24 @@ pub struct Run {
     pub seed: Option<u64>,
     /// Most vCPUs.
     pub threads: Option<u32>,
+    /// Sampling, each as the option of its name.
+    pub top_k: Option<u32>,
+    /// As `--top-p`.
+    pub top_p: Option<f32>,
+    /// As `--min-p`.
+    pub min_p: Option<f32>,
+    /// As `--repeat-penalty`.
+    pub repeat_penalty: Option<f32>,
+    /// As `--repeat-last-n`.
+    pub repeat_last_n: Option<u32>,
+    /// Texts that end the answer.
+    pub stop: Vec<String>,
+    /// JSON schema that the answer follows.
+    pub json_schema: Option<String>,
+    /// System text.
+    pub system: Option<String>,
+    /// Whether the model thinks before it answers.
+    pub think: Option<bool>,
     /// Raw completion.
     pub raw: Option<bool>,
     /// Without the NPU.
@@ -90,6 +108,15 @@ impl Run {
         option("--ctx-size", self.context.map(|value| value.to_string()));
         option("--temp", self.temp.map(|value| value.to_string()));
         option("--seed", self.seed.map(|value| value.to_string()));
+        option("--top-k", self.top_k.map(|value| value.to_string()));
+        option("--top-p", self.top_p.map(|value| value.to_string()));
+        option("--min-p", self.min_p.map(|value| value.to_string()));
+        option("--repeat-penalty", self.repeat_penalty.map(|value| value.to_string()));
+        option("--repeat-last-n", self.repeat_last_n.map(|value| value.to_string()));
+        self.stop.iter().for_each(|text| option("--stop", Some(text.clone())));
+        option("--json-schema", self.json_schema.clone());
+        option("--system", self.system.clone());
+        option("--think", self.think.map(|value| value.to_string()));
         option("--threads", self.threads.map(|value| value.to_string()));
         option("--mem-heap", self.mem_heap.clone());
         for (name, value) in [("--raw", self.raw), ("--no-npu", self.no_npu)] {
@@ -110,7 +137,8 @@ mod tests {
     fn a_run_becomes_a_command_line_that_flexserve_understands() {
         let job = Job::parse(
             br#"{"action":"run","model":"/m/-x.gguf","prompt":"--help me\n","max_tokens":7,"temp":0.25,"seed":9,"raw":true,
-                "no_npu":false,"context":512,"mem_heap":"64M","later":1}"#,
+                "no_npu":false,"context":512,"mem_heap":"64M","top_k":3,"top_p":0.5,"min_p":0.25,"repeat_penalty":1.5,"repeat_last_n":7,
+                "stop":["-x","\n"],"json_schema":"{}","system":"--s","think":false,"later":1}"#,
         )
         .unwrap();
         let Command::Run(run) = Cli::try_parse_from(job.command(Path::new(JOB_PATH))).unwrap().command else {
@@ -120,6 +148,15 @@ mod tests {
         assert_eq!((run.max_tokens, run.context, run.temperature, run.seed), (7, 512, 0.25, Seed::Fixed(9)));
         assert!(run.raw && run.json_events && !run.no_npu);
         assert_eq!(run.mem_heap, Some(64 << 20));
+        assert_eq!(
+            (run.top_k, run.top_p, run.min_p, run.repeat_penalty, run.repeat_last_n),
+            (3, 0.5, 0.25, 1.5, 7)
+        );
+        assert_eq!(
+            (run.stop, run.json_schema.as_deref()),
+            (vec!["-x".to_owned(), "\n".to_owned()], Some("{}"))
+        );
+        assert_eq!((run.system.as_deref(), run.think), (Some("--s"), Some(false)));
     }
 
     #[test]

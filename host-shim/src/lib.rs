@@ -24,6 +24,7 @@ pub mod measure;
 pub mod model;
 pub mod output;
 pub mod report;
+pub mod request;
 pub mod session;
 #[allow(unsafe_code)]
 pub mod sys;

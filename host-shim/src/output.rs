@@ -1,6 +1,7 @@
 //! What `flexserve run` prints, in its three modes.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -21,9 +22,11 @@ pub enum Mode {
 }
 
 /// Where a run is reported.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Output {
     mode: Mode,
+    /// Whether thoughts were written last, so that their line is still open.
+    in_thoughts: AtomicBool,
     /// Standard output, and standard error, is a terminal.
     terminal: [bool; 2],
 }
@@ -31,14 +34,22 @@ pub struct Output {
 impl Output {
     /// Reports in this mode.
     pub fn new(mode: Mode) -> Self {
-        Output { mode, terminal: [std::io::stdout().is_terminal(), std::io::stderr().is_terminal()] }
+        let terminal = [std::io::stdout().is_terminal(), std::io::stderr().is_terminal()];
+        Output { mode, in_thoughts: AtomicBool::new(false), terminal }
     }
 
     /// Reports an event. False: nobody reads the answer any more.
     pub fn event(&self, event: &Event<'_>) -> bool {
         match (self.mode, event) {
             (Mode::Events, event) => event.emit().is_ok(),
+            // Not on standard output: that is the answer.
+            (Mode::Text, Event::Thought { text }) => {
+                self.in_thoughts.store(true, Ordering::Relaxed);
+                eprint!("{}", printable(text));
+                true
+            }
             (Mode::Text, Event::Token { text }) => {
+                self.end_thoughts();
                 let mut out = std::io::stdout().lock();
                 let text = if self.terminal[0] { &printable(text) } else { *text };
                 out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
@@ -47,7 +58,10 @@ impl Output {
                 let mut out = std::io::stdout().lock();
                 out.write_all(PROMPT.as_bytes()).and_then(|()| out.flush()).is_ok()
             }
-            (Mode::Text, Event::Answer { .. }) => writeln!(std::io::stdout()).is_ok(),
+            (Mode::Text, Event::Answer { .. }) => {
+                self.end_thoughts();
+                writeln!(std::io::stdout()).is_ok()
+            }
             (Mode::Text, Event::Refusal { message, .. }) => {
                 eprintln!("flexserve: {message}");
                 true
@@ -66,10 +80,17 @@ impl Output {
         }
     }
 
+    fn end_thoughts(&self) {
+        if self.in_thoughts.swap(false, Ordering::Relaxed) {
+            eprintln!();
+        }
+    }
+
     /// Reports the end of a run.
     pub fn result(&self, report: &Report) {
         match self.mode {
             Mode::Text => {
+                self.end_thoughts();
                 // The answers of a session ended their lines themselves.
                 if !report.answer.is_empty() {
                     println!();
@@ -207,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_bus_error_is_an_event_too() {
-        let output = Output { mode: Mode::Events, terminal: [false; 2] };
+        let output = Output::new(Mode::Events);
         let (descriptor, line) = output.on_bus_error();
         assert_eq!(descriptor, 1);
         let value: Value = serde_json::from_slice(&line[1..]).unwrap();

@@ -10,7 +10,9 @@ use crate::vmm::Answer;
 pub struct Report {
     /// The model's text, verbatim; of a session: nothing.
     pub answer: String,
-    /// Why it ended: `end`, `length` or `cancelled`.
+    /// What the model thought before it answered, verbatim; of a session: nothing.
+    pub thoughts: String,
+    /// Why it ended: `end`, `length`, `stop` (a stop string) or `cancelled`.
     pub stop: &'static str,
     /// Requests that were answered.
     pub requests: u64,

@@ -46,6 +46,8 @@ pub enum Message {
     Prefilled,
     /// A piece of the answer.
     Token(String),
+    /// A piece of what the model thinks before it answers.
+    Thought(String),
     /// The answer is whole.
     Done(Done),
     /// The request was refused; others are welcome.
@@ -203,9 +205,10 @@ impl Talk<'_> {
                 fixed::<[u8; 0]>(payload)?;
                 Message::Prefilled
             }
-            (Phase::Answering, frame::TOKEN) => {
+            (Phase::Answering, frame::TOKEN | frame::THOUGHT) => {
                 let text = String::from_utf8(payload.to_vec());
-                Message::Token(text.map_err(|_| Error::protocol("a piece of the answer is not UTF-8"))?)
+                let text = text.map_err(|_| Error::protocol("a piece of the answer is not UTF-8"))?;
+                if kind == frame::TOKEN { Message::Token(text) } else { Message::Thought(text) }
             }
             (Phase::Answering, frame::DONE) => {
                 let done = fixed::<Done>(payload)?;
@@ -503,8 +506,9 @@ mod tests {
     #[test]
     fn a_hostile_partition_is_found_out() {
         type Act = fn(&Fake);
-        let acts: [(&str, Act); 9] = [
+        let acts: [(&str, Act); 10] = [
             ("not UTF-8", |fake| fake.say(frame::TOKEN, &[0xFF])),
+            ("not UTF-8", |fake| fake.say(frame::THOUGHT, &[0xFF])),
             ("has 3 bytes", |fake| fake.say(frame::DONE, &[1, 2, 3])),
             ("has 1 bytes", |fake| fake.say(frame::PREFILLED, &[0])),
             ("malformed", |fake| fake.say(frame::ERROR, &[0; 15])),

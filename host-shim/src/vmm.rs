@@ -11,8 +11,7 @@ use std::time::Instant;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{kind, layout};
 use hyp_abi::service::{MEASUREMENT_SIZE, STEP_PAGES};
-use hyp_abi::session::{self, MAX_FRAME, READY_CHAT};
-use zerocopy::IntoBytes;
+use hyp_abi::session::READY_CHAT;
 
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
@@ -20,67 +19,11 @@ use crate::image::Image;
 use crate::load::{Load, Piece, give};
 use crate::machine::{Contents, Machine, Measured};
 use crate::report::{Report, hex, milliseconds};
+pub use crate::request::{Form, Request};
 use crate::session::{Command, Message, compute, converse, end, interrupted};
 
 /// Messages of the partition that wait for the front; then the vCPU waits.
 const BACKLOG: usize = 64;
-
-/// What a request asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Request {
-    /// The prompt.
-    pub prompt: String,
-    /// Most tokens of the answer.
-    pub max_tokens: u32,
-    /// Context length in tokens; 0: the model's own.
-    pub context: u32,
-    /// Temperature; 0 is greedy.
-    pub temperature: f32,
-    /// Sampler seed.
-    pub seed: u64,
-    /// What surrounds the prompt.
-    pub form: Form,
-}
-
-/// What surrounds a prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// The model's request template.
-    Independent,
-    /// Nothing.
-    Raw,
-    /// The model's chat template; the request is the conversation's next turn.
-    Turn,
-}
-
-impl Request {
-    /// The payload of a REQUEST frame.
-    ///
-    /// # Errors
-    /// Code 2 if the prompt does not fit.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let head = session::Request {
-            max_tokens: self.max_tokens,
-            context: self.context,
-            temperature: self.temperature.to_bits(),
-            flags: match self.form {
-                Form::Independent => 0,
-                Form::Raw => session::REQUEST_RAW,
-                Form::Turn => session::REQUEST_CHAT,
-            },
-            seed: self.seed,
-        };
-        let bytes = [head.as_bytes(), self.prompt.as_bytes()].concat();
-        if bytes.len() > MAX_FRAME {
-            let limit = MAX_FRAME - size_of::<session::Request>();
-            return Err(Error::usage(
-                format!("the prompt has {} bytes of at most {limit}", self.prompt.len()),
-                "shorten it",
-            ));
-        }
-        Ok(bytes)
-    }
-}
 
 /// How a partition is run.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +46,9 @@ pub type Tell<'a> = &'a mut dyn FnMut(&Event<'_>);
 pub struct Answer {
     /// The model's text, verbatim.
     pub text: String,
-    /// Why it ended: `end`, `length` or `cancelled`.
+    /// What it thought before, verbatim; mostly nothing.
+    pub thoughts: String,
+    /// Why it ended: `end`, `length`, `stop` (a stop string) or `cancelled`.
     pub stop: &'static str,
     /// Tokens of the prompt.
     pub prompt_tokens: u64,
@@ -147,7 +92,7 @@ pub fn run<M: Machine>(
     // Before anything exists.
     request.to_bytes()?;
     let (answer, report) = with_partition(machine, load, options, tell, |live| live.ask(request)?)?;
-    Ok(Report { answer: answer.text, stop: answer.stop, ..report })
+    Ok(Report { answer: answer.text, thoughts: answer.thoughts, stop: answer.stop, ..report })
 }
 
 /// Loads a partition, has `body` use it, ends it, and takes every page back. Returns what `body` did, and the figures.
@@ -350,7 +295,7 @@ impl<M: Machine> Live<'_, M> {
     fn attempt(&mut self, request: Vec<u8>) -> Result<std::result::Result<Answer, (Error, u64)>> {
         let start = Instant::now();
         self.command(Command::Ask(request))?;
-        let mut text = String::new();
+        let (mut text, mut thoughts) = (String::new(), String::new());
         let mut first_ms = None;
         loop {
             match self.messages.recv().map_err(|_| gone())? {
@@ -360,14 +305,21 @@ impl<M: Machine> Live<'_, M> {
                     (self.tell)(&Event::Token { text: &piece });
                     text.push_str(&piece);
                 }
+                Message::Thought(piece) => {
+                    first_ms.get_or_insert_with(|| elapsed(start));
+                    (self.tell)(&Event::Thought { text: &piece });
+                    thoughts.push_str(&piece);
+                }
                 Message::Refused { error, missing } => return Ok(Err((error, missing))),
                 Message::Done(done) => {
                     let ticks = self.options.ticks_per_second;
                     let answer = Answer {
                         text,
+                        thoughts,
                         stop: match done.stop {
                             0 => "end",
                             1 => "length",
+                            3 => "stop",
                             _ => "cancelled",
                         },
                         prompt_tokens: done.prompt_tokens.into(),
@@ -409,9 +361,12 @@ mod tests {
     use crate::image::tests::{elf, manifest};
     use crate::load::STEP;
     use crate::machine::Exit;
+    use flexserve_engine::Sampling;
+    use hyp_abi::session::MAX_FRAME;
     use hyp_abi::session::{Done, Failure, Ready, failure, frame};
     use hyp_abi::virtio::VIRTIO_PAGES;
     use nix::errno::Errno;
+    use zerocopy::IntoBytes;
 
     fn image() -> Image {
         let segments =
@@ -420,14 +375,8 @@ mod tests {
     }
 
     fn request() -> Request {
-        Request {
-            prompt: "wake me".into(),
-            max_tokens: 9,
-            context: 0,
-            temperature: 0.5,
-            seed: 3,
-            form: Form::Raw,
-        }
+        let sampling = Sampling { temperature: 0.5, seed: 3, ..Sampling::default() };
+        Request { max_tokens: 9, sampling, ..Request::new("wake me", Form::Raw) }
     }
 
     fn answering(fake: &Fake) -> Exit {
@@ -436,6 +385,7 @@ mod tests {
         let (kind, payload) = fake.wait_for_frame();
         assert_eq!((kind, payload), (frame::REQUEST, request().to_bytes().unwrap()));
         fake.say(frame::PREFILLED, &[]);
+        fake.say(frame::THOUGHT, b"hm");
         fake.say(frame::TOKEN, b"at ");
         fake.say(frame::TOKEN, b"six");
         fake.say(frame::DONE, done(2).as_bytes());

@@ -115,6 +115,9 @@ pub struct RunArgs {
     /// Seed of the sampler.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// How the answer is made.
+    #[command(flatten)]
+    pub answer: AnswerArgs,
     /// Compute without the NPU.
     #[arg(long)]
     pub no_npu: bool,
@@ -131,6 +134,38 @@ pub struct RunArgs {
     /// Appended to the host kernel's command line.
     #[arg(long, value_name = "S")]
     pub append: Option<String>,
+}
+
+/// Arguments of `run` that `flexserve run` inside the host has too, and explains.
+#[derive(Clone, Debug, Default, Args)]
+pub struct AnswerArgs {
+    /// Keep the likeliest tokens only.
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<u32>,
+    /// Keep the likeliest tokens until their probabilities add up to P.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Keep tokens that are at least P times as probable as the likeliest.
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Penalty for tokens that occurred lately.
+    #[arg(long, value_name = "R")]
+    pub repeat_penalty: Option<f32>,
+    /// Tokens back that the penalty looks.
+    #[arg(long, value_name = "N")]
+    pub repeat_last_n: Option<u32>,
+    /// Text that ends the answer; may be given several times.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// JSON schema that the answer follows, or @FILE.
+    #[arg(long, value_name = "SCHEMA")]
+    pub json_schema: Option<String>,
+    /// System text, for models with a chat template.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Whether the model thinks before it answers.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub think: Option<bool>,
 }
 
 /// Arguments of `test`.
@@ -232,7 +267,8 @@ mod tests {
     fn the_command_line_is_consistent_and_stable() {
         Cli::command().debug_assert();
         let line = "x run --prompt hi --model m.gguf --deployment s-el2 --firmware tf-a --cpu max --smp 2 --mem 2G \
-                    --max-tokens 9 --temp 0.5 --seed 1 --no-npu --json --host-kernel k --host-initrd i --append a";
+                    --max-tokens 9 --temp 0.5 --seed 1 --top-k 1 --top-p 1 --min-p 0 --repeat-penalty 1 --repeat-last-n 0 \
+                    --stop a --stop b --json-schema {} --system s --think=false --no-npu --json --host-kernel k --host-initrd i --append a";
         assert!(matches!(Cli::try_parse_from(line.split_whitespace()).unwrap().command, Command::Run(_)));
         for line in [
             "x test --list --filter s --slow --bare --deployment el2",

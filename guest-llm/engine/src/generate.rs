@@ -182,7 +182,10 @@ pub(crate) fn decode(
     let report = &mut outcome.report;
     let mut sampler = Sampler::new(&request.sampling, tokenizer.token_count())?;
     let mut matcher = match request.constraint {
-        Some(constraint) => Some(Matcher::new(constraint.grammar, constraint.index)?),
+        Some(constraint) => {
+            sampler.prepare_for_sets(tokenizer.token_count())?;
+            Some(Matcher::new(constraint.grammar, constraint.index)?)
+        }
         None => None,
     };
     let mut filter = Filter::new(Stops::new(request.stop, piece_bytes(session))?, thoughts);

@@ -29,21 +29,22 @@ pub struct Sampling {
 }
 
 impl Default for Sampling {
-    /// Greedy; the rest is as in llama.cpp should a temperature be set.
     fn default() -> Self {
-        Sampling {
-            temperature: 0.0,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            seed: 0,
-        }
+        Self::DEFAULT
     }
 }
 
 impl Sampling {
+    /// Greedy; the rest is as in llama.cpp should a temperature be set.
+    pub const DEFAULT: Sampling = Sampling {
+        temperature: 0.0,
+        top_k: 40,
+        top_p: 0.95,
+        min_p: 0.05,
+        repeat_penalty: 1.0,
+        repeat_last_n: 64,
+        seed: 0,
+    };
     /// The most that [`Sampling::repeat_last_n`] may be: no context is longer.
     pub const REPEAT_LAST_N_MAX: usize = 1 << 20;
 
@@ -105,10 +106,20 @@ impl Sampler {
             sampling: sampling.clone(),
             random: Random::new(sampling.seed),
             candidates: budget.reserve(if is_greedy { 0 } else { token_count })?,
-            adjusted: budget.reserve(token_count)?,
+            adjusted: budget.reserve(if sampling.penalises() { token_count } else { 0 })?,
             recent: budget.reserve(recent)?,
             recent_next: 0,
         })
+    }
+
+    /// Allocates what [`Sampler::sample_from`] needs for a set of tokens, which it does itself otherwise.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn prepare_for_sets(&mut self, token_count: usize) -> Result<()> {
+        self.adjusted.clear();
+        let bytes = token_count.saturating_mul(size_of::<f32>());
+        self.adjusted.try_reserve_exact(token_count).map_err(|_| Error::OutOfMemory { bytes })
     }
 
     /// Notes that `token` is now part of the text, for the repetition penalty: each token of the prompt, and each that was
@@ -134,7 +145,7 @@ impl Sampler {
     /// Chooses one of the tokens in `allowed`, if there is such a set; otherwise as [`Sampler::sample`].
     ///
     /// # Errors
-    /// As [`Sampler::sample`], also when the set is empty.
+    /// As [`Sampler::sample`], also when the set is empty; [`Error::OutOfMemory`].
     pub fn sample_from(&mut self, logits: &[f32], allowed: Option<&TokenSet>) -> Result<TokenId> {
         if allowed.is_none() && self.recent.is_empty() {
             let (best, max) = greatest(logits)?;
@@ -144,10 +155,9 @@ impl Sampler {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::Logits);
         }
+        self.prepare_for_sets(logits.len())?;
         let mut adjusted = core::mem::take(&mut self.adjusted);
-        adjusted.clear();
-        let capacity = adjusted.capacity();
-        adjusted.extend(logits.iter().take(capacity));
+        adjusted.extend_from_slice(logits);
         let penalty = self.sampling.repeat_penalty;
         for token in &self.recent {
             let index = *token as usize;

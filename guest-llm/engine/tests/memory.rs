@@ -70,6 +70,7 @@ fn decoding_allocates_nothing() {
     let index = TokenIndex::new(model.tokenizer(), 1 << 20).unwrap();
     let mut matcher = Matcher::new(&grammar, &index).unwrap();
     let mut sampler = Sampler::new(&sampling, model.tokenizer().token_count()).unwrap();
+    sampler.prepare_for_sets(model.tokenizer().token_count()).unwrap();
     let mut detokenizer = Detokenizer::new(model.tokenizer());
     let (result, allocations, _) = counted(|| session.prefill(&[1, 2, 3], &mut |_, _| Flow::Continue));
     assert_eq!((result, allocations), (Ok(Flow::Continue), 0));

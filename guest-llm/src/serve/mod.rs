@@ -5,7 +5,7 @@
 //! memory does not suffice, or the model turns out broken. A broken channel ends the partition. A host that does not take
 //! what is sent denies itself the answer, nothing else.
 //!
-//! No prompt or answer byte leaves but in TOKEN frames; error texts are made of the engine's words, numbers and names of
+//! No prompt or answer byte leaves but in TOKEN and THOUGHT frames; error texts are made of the engine's words, numbers and names of
 //! the model file.
 
 // Errors of the engine carry names out of the file without allocating, and are rare.
@@ -14,16 +14,16 @@
 use alloc::vec::Vec;
 use core::fmt::Write;
 
-use arrayvec::ArrayString;
+use arrayvec::{ArrayString, ArrayVec};
 use flexserve_engine::{
-    self as engine, Conversation, Event, Flow, Limits, Model, Parallel, Sampling, Serial, SessionConfig,
-    StopReason, generate,
+    self as engine, Constraint, Conversation, Event, Flow, Grammar, Limits, Model, Parallel, Sampling,
+    Serial, SessionConfig, StopReason, TokenIndex, generate,
 };
 use hyp_abi::session::{
-    Channel, Done, Failure, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_RAW, Ready, Request, RingError,
-    failure, frame,
+    Channel, Done, Failure, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_NO_THINK, REQUEST_RAW,
+    REQUEST_THINK, Ready, Request, RingError, STOP_COUNT_MAX, failure, frame, parse_request,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::virtio::{Fault, stream};
 
@@ -98,6 +98,9 @@ pub const LEAST_HEAP: usize = 2 * (stream::WINDOW + 2 * MAX_FRAME);
 /// use.
 const RESERVE: usize = 1 << 20;
 
+/// Bytes that reading a schema may take, beside what is kept of it.
+const SCHEMA_MEMORY: usize = RESERVE;
+
 /// Runs a session to its end over a channel that has the host look at what is sent, with the GGUF file at the start of
 /// `model` (what follows it is ignored). `start` is when the partition started, in ticks.
 pub fn serve<C>(channel: C, model: &[u8], start: u64, platform: &impl Platform) -> End
@@ -125,8 +128,8 @@ fn run<C: Channel<Error: Into<End>>, P: Platform>(
     let model = match Model::load(bytes, &limits) {
         Ok(model) => model,
         Err(error) => {
-            platform.log(format_args!("model refused, code {}", blame(&error)));
-            link.fail(blame(&error), 0, format_args!("{error}"))?;
+            platform.log(format_args!("model refused, code {}", blame(&error, false)));
+            link.fail(blame(&error, false), 0, format_args!("{error}"))?;
             return Err(End::Refused);
         }
     };
@@ -142,7 +145,8 @@ fn run<C: Channel<Error: Into<End>>, P: Platform>(
     ));
     link.send(frame::READY, ready.as_bytes(), &[])?;
 
-    let mut context = Context { model: &model, session: None, conversation: Conversation::new() };
+    let mut context =
+        Context { model: &model, session: None, conversation: Conversation::new(), index: None };
     loop {
         let (kind, length) = link.wait_for(&mut payload)?;
         let payload = payload.get(..length).unwrap_or(&[]);
@@ -157,9 +161,9 @@ fn run<C: Channel<Error: Into<End>>, P: Platform>(
                     link.fail(failure::REQUEST, 0, format_args!("{what}"))?;
                 }
                 Err(Refusal::Engine(error)) => {
-                    platform.log(format_args!("request refused, code {}", blame(&error)));
+                    platform.log(format_args!("request refused, code {}", blame(&error, true)));
                     let missing = missing(&error, platform.heap_free());
-                    link.fail(blame(&error), missing, format_args!("{error}"))?;
+                    link.fail(blame(&error, true), missing, format_args!("{error}"))?;
                 }
             },
             // It crossed the end of the answer that it was to stop.
@@ -195,12 +199,15 @@ impl From<engine::Error> for Refusal {
 }
 
 /// Returns the failure code of an engine error: whose fault it is.
-fn blame(error: &engine::Error) -> u32 {
+fn blame(error: &engine::Error, is_request: bool) -> u32 {
     match error {
         engine::Error::MemoryLimit { .. } | engine::Error::OutOfMemory { .. } => failure::MEMORY,
-        engine::Error::Parameter { .. } | engine::Error::EmptyPrompt | engine::Error::ContextFull { .. } => {
-            failure::REQUEST
-        }
+        engine::Error::Parameter { .. }
+        | engine::Error::Schema { .. }
+        | engine::Error::EmptyPrompt
+        | engine::Error::ContextFull { .. } => failure::REQUEST,
+        // Texts and counts of a request; the model was checked when it was loaded.
+        engine::Error::TooMany { .. } if is_request => failure::REQUEST,
         _ => failure::MODEL,
     }
 }
@@ -216,11 +223,13 @@ fn missing(error: &engine::Error, free: usize) -> u64 {
     }
 }
 
-/// The engine's session, kept from one request to the next of the same context length, and the conversation in it.
+/// The engine's session, kept from one request to the next of the same context length, the conversation in it, and the
+/// vocabulary as grammars need it, made when the first comes.
 struct Context<'m> {
     model: &'m Model<'m>,
     session: Option<(u32, engine::Session<'m>)>,
     conversation: Conversation,
+    index: Option<TokenIndex>,
 }
 
 impl<'m> Context<'m> {
@@ -228,8 +237,7 @@ impl<'m> Context<'m> {
         &mut self,
         length: u32,
         platform: &impl Platform,
-    ) -> Result<(&mut engine::Session<'m>, &mut Conversation), Refusal> {
-        platform.grow();
+    ) -> Result<(&mut engine::Session<'m>, &mut Conversation, Option<&TokenIndex>), Refusal> {
         let kept = self.session.take_if(|(kept, _)| *kept == length);
         // Drops another length's session before memory for this one is counted.
         self.session = None;
@@ -248,7 +256,18 @@ impl<'m> Context<'m> {
                 session
             }
         };
-        Ok((&mut self.session.insert((length, session)).1, &mut self.conversation))
+        let session = &mut self.session.insert((length, session)).1;
+        Ok((session, &mut self.conversation, self.index.as_ref()))
+    }
+
+    /// Compiles a schema, and indexes the vocabulary if that was not done yet.
+    fn compile(&mut self, schema: &str, platform: &impl Platform) -> Result<Grammar, Refusal> {
+        let grammar = Grammar::from_schema(schema, SCHEMA_MEMORY)?;
+        if self.index.is_none() {
+            let memory = platform.heap_free().saturating_sub(RESERVE);
+            self.index = Some(TokenIndex::new(self.model.tokenizer(), memory)?);
+        }
+        Ok(grammar)
     }
 }
 
@@ -264,18 +283,29 @@ fn answer<C: Channel<Error: Into<End>>, P: Platform>(
     let mut end = None;
 
     let report = (|| {
-        let (request, prompt) = parse(payload).map_err(Refusal::Malformed)?;
-        let (session, conversation) = context.prepare(request.context, platform)?;
-        let is_turn = request.flags & REQUEST_CHAT != 0;
+        let parts = parse_request(payload).map_err(Refusal::Malformed)?;
+        let head = &parts.request;
+        let stop: ArrayVec<&str, STOP_COUNT_MAX> = parts.stops().take(STOP_COUNT_MAX).collect();
+        platform.grow();
+        let grammar = match parts.schema {
+            Some(schema) => Some(context.compile(schema, platform)?),
+            None => None,
+        };
+        let (session, conversation, index) = context.prepare(head.context, platform)?;
+        let is_turn = head.flags & REQUEST_CHAT != 0;
         let request = engine::Request {
-            prompt,
-            raw: request.flags & REQUEST_RAW != 0,
-            max_tokens: request.max_tokens as usize,
-            sampling: Sampling {
-                temperature: f32::from_bits(request.temperature),
-                seed: request.seed,
-                ..Sampling::default()
+            prompt: parts.prompt,
+            raw: head.flags & REQUEST_RAW != 0,
+            system: parts.system,
+            think: match head.flags & (REQUEST_THINK | REQUEST_NO_THINK) {
+                REQUEST_THINK => Some(true),
+                REQUEST_NO_THINK => Some(false),
+                _ => None,
             },
+            max_tokens: head.max_tokens as usize,
+            sampling: sampling(head),
+            stop: &stop,
+            constraint: grammar.as_ref().zip(index).map(|(grammar, index)| Constraint { grammar, index }),
         };
         let mut on_event = |event: Event<'_>| {
             let sent = match event {
@@ -283,7 +313,8 @@ fn answer<C: Channel<Error: Into<End>>, P: Platform>(
                     prefilled = platform.ticks();
                     link.send(frame::PREFILLED, &[], &[])
                 }
-                Event::Text(text) => link.send_text(text),
+                Event::Text(text) => link.send_text(frame::TOKEN, text),
+                Event::Thought(text) => link.send_text(frame::THOUGHT, text),
                 _ => Ok(()),
             };
             match sent.and_then(|()| link.cancelled()) {
@@ -313,6 +344,7 @@ fn answer<C: Channel<Error: Into<End>>, P: Platform>(
             stop: match report.stop {
                 StopReason::EndOfGeneration => 0,
                 StopReason::Cancelled => 2,
+                StopReason::StopString => 3,
                 _ => 1,
             },
             reserved: 0,
@@ -320,13 +352,17 @@ fn answer<C: Channel<Error: Into<End>>, P: Platform>(
     }
 }
 
-fn parse(payload: &[u8]) -> Result<(Request, &str), &'static str> {
-    let (request, prompt) = Request::read_from_prefix(payload).map_err(|_| "the request is too short")?;
-    if ![0, REQUEST_RAW, REQUEST_CHAT].contains(&request.flags) {
-        return Err("the request has unknown flags");
+/// How a request has tokens chosen; the engine checks it.
+fn sampling(request: &Request) -> Sampling {
+    Sampling {
+        temperature: f32::from_bits(request.temperature),
+        top_k: request.top_k as usize,
+        top_p: f32::from_bits(request.top_p),
+        min_p: f32::from_bits(request.min_p),
+        repeat_penalty: f32::from_bits(request.repeat_penalty),
+        repeat_last_n: request.repeat_last_n as usize,
+        seed: request.seed,
     }
-    let prompt = core::str::from_utf8(prompt).map_err(|_| "the prompt is not UTF-8")?;
-    Ok((request, prompt))
 }
 
 /// Frames to and from the host.
@@ -349,10 +385,10 @@ impl<C: Channel<Error: Into<End>>, P: Platform> Link<'_, C, P> {
     }
 
     /// Sends text, in several frames if a model's token is longer than a frame.
-    fn send_text(&mut self, mut text: &str) -> Result<(), End> {
+    fn send_text(&mut self, kind: u32, mut text: &str) -> Result<(), End> {
         loop {
             let (frame, rest) = text.split_at(text.floor_char_boundary(MAX_FRAME));
-            self.send(frame::TOKEN, frame.as_bytes(), &[])?;
+            self.send(kind, frame.as_bytes(), &[])?;
             if rest.is_empty() {
                 return Ok(());
             }

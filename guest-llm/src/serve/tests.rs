@@ -9,7 +9,8 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use hyp_abi::session::Session;
+use hyp_abi::session::{REQUEST_SYSTEM, Session};
+use zerocopy::FromBytes;
 
 use super::*;
 
@@ -209,8 +210,7 @@ fn an_answer_streams_exactly_what_the_engine_says() {
     let bytes = model();
     let model = Model::load(&bytes, &Limits::default()).unwrap();
     let mut session = engine::Session::new(&model, &SessionConfig::for_model(&model)).unwrap();
-    let request =
-        engine::Request { prompt: PROMPT, raw: false, max_tokens: 12, sampling: Sampling::default() };
+    let request = engine::Request { max_tokens: 12, ..engine::Request::new(PROMPT) };
     let mut expected = String::new();
     let report = generate(&mut session, &request, &mut |event| {
         if let Event::Text(text) = event {
@@ -303,7 +303,19 @@ fn malformed_requests_are_refused_without_a_word_of_the_prompt_and_the_session_g
         (frame::REQUEST, vec![]),
         (frame::REQUEST, secret[..].to_vec()),
         with(Request { flags: REQUEST_RAW | REQUEST_CHAT, ..base }),
-        with(Request { flags: 4, ..base }),
+        with(Request { flags: 32, ..base }),
+        with(Request { flags: REQUEST_SYSTEM, system_bytes: 6, ..base }),
+        with(Request { flags: REQUEST_THINK, ..base }),
+        with(Request { version: 1, ..base }),
+        with(Request { schema_bytes: 6, ..base }),
+        with(Request { schema_bytes: u32::MAX, ..base }),
+        with(Request { stop_bytes: 6, ..base }),
+        with(Request { top_p: 0, ..base }),
+        with(Request { min_p: 2f32.to_bits(), ..base }),
+        with(Request { repeat_penalty: 0, ..base }),
+        with(Request { repeat_last_n: u32::MAX, ..base }),
+        request(Request { schema_bytes: 14, ..base }, b"{\"SECRET\":123}x"),
+        request(Request { stop_bytes: 2, ..base }, b"\0\0SECRET"),
         // This model has no template.
         with(Request { flags: REQUEST_CHAT, ..base }),
         with(Request { temperature: f32::NAN.to_bits(), ..base }),
@@ -439,6 +451,46 @@ fn a_conversation_remembers_until_it_is_reset() {
 }
 
 #[test]
+fn a_system_text_is_seen_and_a_stop_string_ends_the_answer() {
+    let turn = |flags, texts: &[&[u8]], stop_bytes| {
+        let system_bytes = if flags & REQUEST_SYSTEM == 0 { 0 } else { texts[0].len() as u32 };
+        let base = Request { max_tokens: 12, flags: REQUEST_CHAT | flags, ..Request::default() };
+        let host = Host::new([request(Request { system_bytes, stop_bytes, ..base }, &texts.concat())]);
+        assert_eq!(host.serve(&chat_model()), End::Shutdown);
+        assert_eq!(host.errors(), []);
+        (host.text(), host.done()[0])
+    };
+    let (plain, done) = turn(0, &[b"wake me"], 0);
+    let (told, told_done) = turn(REQUEST_SYSTEM, &[b"be brief", b"wake me"], 0);
+    assert!(told != plain && told_done.prompt_tokens > done.prompt_tokens, "{told}");
+    let stop = plain.chars().skip(3).take(2).collect::<String>();
+    let list = [&(stop.len() as u16).to_le_bytes(), stop.as_bytes()].concat();
+    let (stopped, done) = turn(0, &[&list, b"wake me"], list.len() as u32);
+    assert_eq!((stopped.as_str(), done.stop), (&plain[..plain.find(&stop).unwrap()], 3));
+}
+
+#[test]
+fn an_answer_follows_the_schema() {
+    let schema = br#"{"properties":{"tool":{"enum":["set_alarm","set_timer"]},"level":{"type":"integer","minimum":0,"maximum":9}},
+        "required":["tool","level"]}"#;
+    let head = Request { max_tokens: 60, schema_bytes: schema.len() as u32, ..Request::default() };
+    let ask = || request(head, &[&schema[..], PROMPT.as_bytes()].concat());
+    let host = Host::new([ask(), good(3), ask()]);
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    assert_eq!(host.errors(), []);
+    assert_eq!(host.done().iter().map(|done| done.stop).collect::<Vec<_>>(), [0, 1, 0]);
+    let text = host.text();
+    let valid = ["set_alarm", "set_timer"]
+        .iter()
+        .flat_map(|tool| (0..10).map(move |level| std::format!("{{\"tool\":\"{tool}\",\"level\":{level}}}")));
+    let valid: Vec<String> = valid.collect();
+    assert!(
+        valid.iter().any(|valid| text.starts_with(valid)) && valid.iter().any(|valid| text.ends_with(valid)),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_full_conversation_says_so_and_can_be_reset() {
     let turn = request(
         Request { max_tokens: 40, context: 48, flags: REQUEST_CHAT, ..Request::default() },
@@ -497,7 +549,7 @@ fn text_longer_than_a_frame_is_cut_between_characters() {
     let host = Host::new([]);
     let mut link = Link { channel: Rings(&host), platform: &host, buffer: vec![], held: None };
     let text = String::from("x") + &"\u{20AC}".repeat(MAX_FRAME);
-    link.send_text(&text).unwrap();
+    link.send_text(frame::TOKEN, &text).unwrap();
     assert_eq!(host.heard(frame::TOKEN).len(), 4);
     assert_eq!(host.text(), text);
 }
@@ -512,8 +564,8 @@ proptest! {
     ) {
         let frames = frames.into_iter().map(|(kind, mut payload, max_tokens)| {
             // Keeps the time short: otherwise every answer is as long as the context.
-            if let Some(field) = payload.first_chunk_mut() {
-                *field = max_tokens.to_le_bytes();
+            if kind == frame::REQUEST && payload.len() > 20 {
+                payload.splice(..20, Request { max_tokens, ..Request::default() }.as_bytes()[..20].iter().copied());
             }
             (kind, payload)
         });

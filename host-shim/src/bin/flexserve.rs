@@ -18,7 +18,7 @@ use flexserve::machine::Machine;
 use flexserve::output::{Mode, Output};
 use flexserve::report::{Report, hex};
 use flexserve::virtio::block::scratch;
-use flexserve::vmm::{Form, Live, Options, Request, run, with_partition};
+use flexserve::vmm::{Live, Options, run, with_partition};
 use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
 use hyp_abi::ffa;
 use hyp_abi::service::INFO_FAULT_KNOBS;
@@ -76,14 +76,7 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
         Seed::Fixed(seed) => seed,
         Seed::Random => random_seed()?,
     };
-    let request = Request {
-        prompt: args.prompt.clone().unwrap_or_default(),
-        max_tokens: args.max_tokens,
-        context: args.context,
-        temperature: args.temperature,
-        seed,
-        form: if args.raw { Form::Raw } else { Form::Independent },
-    };
+    let request = args.request(seed)?;
     // What is wrong on this side is said before the hypervisor is asked.
     request.to_bytes()?;
     let mut device = Device::open(Path::new(DEVICE_PATH))?;

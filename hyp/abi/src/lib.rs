@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod ffa;
 pub mod manifest;
 pub mod memory;
+mod request;
 pub mod service;
 pub mod session;
 pub mod stats;

@@ -9,6 +9,8 @@
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use crate::request::*;
+
 /// [`Session::magic`] once the partition listens.
 pub const MAGIC: u32 = 0x3153_5346;
 /// Bytes of each ring. A power of two, so that positions may wrap at 2^32.
@@ -20,7 +22,7 @@ pub const MAX_FRAME: usize = RING_SIZE / 2;
 
 /// Frame kinds.
 pub mod frame {
-    /// Host to partition: a [`super::Request`], then the prompt (UTF-8).
+    /// Host to partition: a [`super::Request`], then its texts.
     pub const REQUEST: u32 = 1;
     /// Host to partition: stop the answer.
     pub const CANCEL: u32 = 2;
@@ -36,32 +38,13 @@ pub mod frame {
     pub const PREFILLED: u32 = 0x102;
     /// Partition to host: a piece of the answer (complete UTF-8).
     pub const TOKEN: u32 = 0x103;
+    /// Partition to host: a piece of what the model thinks before it answers (complete UTF-8).
+    pub const THOUGHT: u32 = 0x106;
     /// Partition to host: the answer is whole; a [`super::Done`].
     pub const DONE: u32 = 0x104;
     /// Partition to host: the request or the model was refused; a [`super::Failure`], then text for people (UTF-8).
     pub const ERROR: u32 = 0x105;
 }
-
-/// Payload of REQUEST, before the prompt.
-#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Request {
-    /// Most tokens of the answer.
-    pub max_tokens: u32,
-    /// Context length in tokens; 0: the model's own.
-    pub context: u32,
-    /// Temperature as f32 bits; 0 is greedy.
-    pub temperature: u32,
-    /// Bits: [`REQUEST_RAW`] or [`REQUEST_CHAT`].
-    pub flags: u32,
-    /// Sampler seed.
-    pub seed: u64,
-}
-/// [`Request::flags`]: raw completion, no request template. Independent of all requests before.
-pub const REQUEST_RAW: u32 = 1;
-/// [`Request::flags`]: the user's next turn of the conversation that the partition keeps, in the model's chat template. A
-/// request without it is independent, and ends the conversation, as does another context length.
-pub const REQUEST_CHAT: u32 = 2;
 
 /// Payload of READY.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -91,7 +74,7 @@ pub struct Done {
     pub prefill_ticks: u64,
     /// Ticks of the answer phase.
     pub decode_ticks: u64,
-    /// 0: end of text, 1: length, 2: cancelled.
+    /// 0: end of text, 1: length, 2: cancelled, 3: a stop string.
     pub stop: u32,
     /// Zero.
     pub reserved: u32,

@@ -11,6 +11,13 @@ use zerocopy::IntoBytes;
 const TINY: &[u8] = include_bytes!("../../models/tiny-f16.gguf");
 /// Turns of the host before it breaks the ring for good, so that every run ends.
 const TURNS: u32 = 64;
+/// Schemas for requests in good order.
+const SCHEMAS: [&str; 4] = [
+    "{}",
+    r#"{"type":["integer","null"]}"#,
+    r##"{"items":{"anyOf":[{"$ref":"#"},{"const":"a"}]}}"##,
+    r#"{"properties":{"a":{"maxLength":3},"b":{"enum":[1,12]}},"required":["b"]}"#,
+];
 /// Offset of the data in a ring: behind head and tail, 64 bytes each.
 const DATA: usize = 128;
 
@@ -52,16 +59,38 @@ impl Host<'_> {
             0..=4 => {
                 let kind = if input.ratio(3, 4)? { input.int_in_range(1..=3)? } else { input.arbitrary()? };
                 let mut head = hyp_abi::session::Request::default();
+                let mut texts = Vec::new();
                 if input.ratio(7, 8)? {
                     head.max_tokens = input.int_in_range(0..=3)?;
                     head.context = input.int_in_range(0..=64)?;
-                    head.flags = input.int_in_range(0..=7)?;
+                    head.flags = input.int_in_range(0..=31)?;
+                    if input.ratio(1, 2)? {
+                        head.temperature = f32::from(input.arbitrary::<u8>()?).to_bits();
+                        head.repeat_penalty = (f32::from(input.arbitrary::<u8>()?) / 64.0).to_bits();
+                        head.repeat_last_n = input.int_in_range(0..=9)?;
+                    }
+                    if head.flags & hyp_abi::session::REQUEST_SYSTEM != 0 {
+                        texts.extend(b"system");
+                        head.system_bytes = 6;
+                    }
+                    if input.ratio(1, 2)? {
+                        let schema = *input.choose(&SCHEMAS)?;
+                        texts.extend(schema.as_bytes());
+                        head.schema_bytes = schema.len() as u32;
+                    }
+                    if input.ratio(1, 4)? {
+                        texts.extend(b"\x01\0a\x02\0bc");
+                        head.stop_bytes = 7;
+                    }
                 } else {
                     input.fill_buffer(head.as_mut_bytes())?;
+                    if input.arbitrary()? {
+                        head.version = hyp_abi::session::REQUEST_VERSION;
+                    }
                 }
                 let length = input.int_in_range(0..=200)?.min(input.len());
-                let text = input.bytes(length)?;
-                let _ = requests.send(kind, head.as_bytes(), text);
+                texts.extend(input.bytes(length)?);
+                let _ = requests.send(kind, head.as_bytes(), &texts);
             }
             // The host reads its answers.
             5 | 6 => {

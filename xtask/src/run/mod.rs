@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::build::{self, Contents, DEFAULT_MODEL, Products, Variant};
-use crate::cli::{DeploymentName, FirmwareName, RunArgs};
+use crate::cli::{AnswerArgs, DeploymentName, FirmwareName, RunArgs};
 use crate::failure::{Code, Failure};
 use crate::machine::{Machine, Overrides};
 use crate::paths::Paths;
@@ -157,7 +157,18 @@ fn is_session(args: &RunArgs) -> bool {
 fn initrd(args: &RunArgs, products: &Products, model: &Path) -> Result<Vec<u8>> {
     Products::need(&products.flexserve, "flexserve command")?;
     Products::need(&products.guest, "partition image")?;
+    let AnswerArgs { top_k, top_p, min_p, repeat_penalty, repeat_last_n, stop, system, think, .. } =
+        &args.answer;
     let job = json!({
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "repeat_last_n": repeat_last_n,
+        "stop": stop,
+        "json_schema": json_schema(args)?,
+        "system": system,
+        "think": think,
         "action": "run",
         "prompt": (!is_session(args)).then(|| args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT)),
         "model": build::model_path(model)?,
@@ -167,6 +178,22 @@ fn initrd(args: &RunArgs, products: &Products, model: &Path) -> Result<Vec<u8>> 
         "no_npu": args.no_npu,
     });
     build::initramfs(products, &Contents { models: vec![model.to_path_buf()], files: Vec::new(), job })
+}
+
+/// The schema that the answer follows, read if it is a file's.
+fn json_schema(args: &RunArgs) -> Result<Option<String>> {
+    let Some(schema) = &args.answer.json_schema else { return Ok(None) };
+    let text = match schema.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            Failure::usage(format!("cannot read the schema {path}: {error}"), "name a file that can be read")
+        })?,
+        None => schema.clone(),
+    };
+    // The host would say so too, after a boot.
+    if serde_json::from_str::<serde_json::Value>(&text).is_err() {
+        return Err(Failure::usage("--json-schema is not JSON", "name a file as @FILE"));
+    }
+    Ok(Some(text))
 }
 
 /// Packs the bundle into `dir`.
@@ -251,6 +278,10 @@ fn converse(
                 if user.is_none() {
                     answer.push_str(&text);
                 }
+            }
+            Output::Event(Event::Thought { text }) => {
+                progress.end();
+                eprint!("{}", printable(&text));
             }
             Output::Event(Event::Prompt { chat }) => {
                 progress.end();

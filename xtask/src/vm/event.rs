@@ -32,6 +32,11 @@ pub enum Event {
         /// The piece.
         text: String,
     },
+    /// A piece of what the model thinks before it answers.
+    Thought {
+        /// The piece.
+        text: String,
+    },
     /// A session wants a line.
     Prompt {
         /// Lines are turns of a conversation.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::scalar::string;
 use super::token_set::TokenSet;
 use crate::budget::Budget;
-use crate::{Result, TokenId, Tokenizer};
+use crate::{Error, Result, TokenId, Tokenizer};
 
 /// Longest token that a grammar allows, in bytes; what it says can be said with shorter ones.
 pub const TOKEN_BYTES_MAX: usize = 128;
@@ -79,6 +79,11 @@ impl TokenIndex {
                 }
                 None => other_count += 1,
             }
+        }
+        // All at once, so that a caller who can have more memory knows how much.
+        let needed = total + (plain_count + other_count) * size_of::<Entry>();
+        if needed > memory_limit.saturating_sub(budget.used()) {
+            return Err(Error::MemoryLimit { bytes: needed + budget.used(), limit: memory_limit });
         }
         let mut bytes = budget.reserve(total)?;
         let mut plain = budget.reserve(plain_count)?;
