@@ -6,8 +6,8 @@
 
 mod bpe;
 mod byte_level;
+mod classes;
 mod detokenizer;
-mod letters;
 mod pretokenizer;
 mod spm;
 mod symbols;

@@ -4,7 +4,7 @@
 //! for no regular expression engine knows `(?!\S)` within bounded time and without a standard library. The expressions
 //! are those of the models' `tokenizer.json`.
 
-use super::letters::is_letter;
+use super::classes::{is_letter, is_number};
 
 /// The pre-tokenizers, by the family that brought them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ enum Class {
 fn class(c: char) -> Class {
     if c.is_whitespace() {
         Class::Space
-    } else if c.is_numeric() {
+    } else if is_number(c) {
         Class::Number
     } else if is_letter(c) {
         Class::Letter
@@ -39,12 +39,16 @@ fn class(c: char) -> Class {
 }
 
 impl Pretokenizer {
-    /// Finds the pre-tokenizer that `tokenizer.ggml.pre` names.
+    /// Finds the pre-tokenizer that `tokenizer.ggml.pre` names: all names for which llama.cpp uses one of these expressions,
+    /// and nothing else that would matter.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
-            "gpt-2" => Some(Pretokenizer::Gpt2),
-            "llama-bpe" | "llama3" | "llama-v3" => Some(Pretokenizer::Llama3),
-            "qwen2" => Some(Pretokenizer::Qwen2),
+            "gpt-2" | "phi-2" | "gigachat" | "a.x-4.0" | "mellum" | "exaone4" | "mpt" | "olmo"
+            | "trillion" => Some(Pretokenizer::Gpt2),
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
+            | "lfm2" => Some(Pretokenizer::Llama3),
+            "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" | "stablelm2" | "hunyuan"
+            | "solar-open" => Some(Pretokenizer::Qwen2),
             _ => None,
         }
     }
@@ -151,6 +155,7 @@ fn contraction(text: &str, ignore_case: bool) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::string::String;
     use std::vec::Vec;
 
     fn words(pretokenizer: Pretokenizer, text: &str) -> Vec<&str> {
@@ -185,5 +190,86 @@ mod tests {
     #[test]
     fn qwen2_takes_digits_one_by_one() {
         assert_eq!(words(Pretokenizer::Qwen2, "a 123"), ["a", " ", "1", "2", "3"]);
+    }
+
+    /// What each expression says, tried alternative by alternative at every place, as a backtracking engine does.
+    fn by_expression(pretokenizer: Pretokenizer, text: &str) -> Vec<String> {
+        let characters: Vec<char> = text.chars().collect();
+        let is = |at: usize, wanted: Class| characters.get(at).is_some_and(|c| class(*c) == wanted);
+        let run = |from: usize, f: &dyn Fn(char) -> bool| {
+            from + characters[from.min(characters.len())..].iter().take_while(|c| f(**c)).count()
+        };
+        let letters = |from| run(from, &|c| class(c) == Class::Letter);
+        let others = |from| run(from, &|c| class(c) == Class::Other);
+        let spaces = |from| run(from, &char::is_whitespace);
+        let breaks = |from| run(from, &|c| matches!(c, '\r' | '\n'));
+        let is_gpt2 = pretokenizer == Pretokenizer::Gpt2;
+        let mut words = Vec::new();
+        let mut at = 0;
+        while at < characters.len() {
+            let contraction = ["s", "t", "re", "ve", "m", "ll", "d"].iter().find_map(|ending| {
+                let end = at + 1 + ending.len();
+                let found: String = characters.get(at + 1..end)?.iter().collect();
+                let same = if is_gpt2 { found == **ending } else { found.eq_ignore_ascii_case(ending) };
+                (characters[at] == '\'' && same).then_some(end)
+            });
+            // An optional character: with it first, then without.
+            let led = |leads: bool, run: &dyn Fn(usize) -> usize| {
+                let with = if leads { run(at + 1) } else { at };
+                if with > at + 1 { Some(with) } else { Some(run(at)).filter(|end| *end > at) }
+            };
+            let c = characters[at];
+            let leads_letters = if is_gpt2 {
+                c == ' '
+            } else {
+                !matches!(c, '\r' | '\n') && !is(at, Class::Letter) && !is(at, Class::Number)
+            };
+            let most = match pretokenizer {
+                Pretokenizer::Gpt2 => usize::MAX,
+                Pretokenizer::Llama3 => 3,
+                Pretokenizer::Qwen2 => 1,
+            };
+            let numbers =
+                |from: usize| run(from, &|c| class(c) == Class::Number).min(from.saturating_add(most));
+            let word = led(leads_letters, &letters);
+            let number = led(is_gpt2 && c == ' ', &numbers);
+            let other = led(c == ' ', &others).map(|end| if is_gpt2 { end } else { breaks(end) });
+            let end_of_spaces = spaces(at);
+            // `\s*[\r\n]+`: as far as a break ends it.
+            let line =
+                (at..end_of_spaces).rev().find(|i| matches!(characters[*i], '\r' | '\n')).map(|i| i + 1);
+            let line = line.filter(|_| !is_gpt2);
+            // `\s+(?!\S)`: all of them at the end, else all but one.
+            let not_before =
+                if end_of_spaces == characters.len() { end_of_spaces } else { end_of_spaces.max(1) - 1 };
+            let trailing = Some(not_before).filter(|end| *end > at);
+            let any = Some(end_of_spaces).filter(|end| *end > at);
+            let end = contraction.or(word).or(number).or(other).or(line).or(trailing).or(any);
+            let end = end.unwrap_or_else(|| panic!("nothing matches {c:?}"));
+            words.push(characters[at..end].iter().collect());
+            at = end;
+        }
+        words
+    }
+
+    #[test]
+    fn words_are_the_matches_of_the_expressions() {
+        let alphabet: Vec<char> =
+            "aZé水'sStTrReEvVmMlLdD019²٣ \t\r\n\u{a0}\u{3000}.,!_\u{300}🦙\u{17f}\u{212a}".chars().collect();
+        let mut seed = 1u64;
+        for round in 0..60_000 {
+            let mut text = String::new();
+            for _ in 0..round % 12 {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                text.push(alphabet[(seed >> 33) as usize % alphabet.len()]);
+            }
+            for pretokenizer in [Pretokenizer::Gpt2, Pretokenizer::Llama3, Pretokenizer::Qwen2] {
+                assert_eq!(
+                    words(pretokenizer, &text),
+                    by_expression(pretokenizer, &text),
+                    "{pretokenizer:?} {text:?}"
+                );
+            }
+        }
     }
 }
