@@ -613,3 +613,60 @@ fn hostile_schemas_are_bounded() {
         }
     });
 }
+
+/// `FLEXSERVE_VOCABULARIES` names a folder with llama.cpp's `models/ggml-vocab-*.gguf`.
+#[test]
+#[ignore = "needs llama.cpp's vocabularies"]
+fn real_vocabularies_are_constrained_too() {
+    let folder =
+        std::path::PathBuf::from(std::env::var_os("FLEXSERVE_VOCABULARIES").expect("no folder given"));
+    for name in ["llama-spm", "llama-bpe", "qwen2"] {
+        let bytes = std::fs::read(folder.join(format!("ggml-vocab-{name}.gguf"))).unwrap();
+        let gguf = Gguf::parse(&bytes, &Limits::default()).unwrap();
+        let tokenizer = Tokenizer::load(&gguf, &Limits::default()).unwrap();
+        let start = std::time::Instant::now();
+        let index = TokenIndex::new(&tokenizer, 64 << 20).unwrap();
+        let count = tokenizer.token_count();
+        eprintln!("{name}: {count} tokens, {} KiB, {:?}", index.memory_bytes() >> 10, start.elapsed());
+        let (mut steps, mut time, mut longest) = (0, std::time::Duration::ZERO, std::time::Duration::ZERO);
+        let mut bytes = Vec::new();
+        for seed in 0..60 {
+            let random = &mut Random(seed);
+            let schema = random_root(random);
+            let Ok(grammar) = Grammar::from_schema(&schema.to_string(), MEMORY) else { continue };
+            let mut matcher = Matcher::new(&grammar, &index).unwrap();
+            let mut document = Vec::new();
+            loop {
+                let start = std::time::Instant::now();
+                let allowed = matcher.allowed();
+                longest = longest.max(start.elapsed());
+                time += start.elapsed();
+                steps += 1;
+                // Of some tokens the shortest, so that strings end.
+                let tokens: Vec<u32> = (0..count as u32).filter(|token| allowed.contains(*token)).collect();
+                let short = |token: &u32| {
+                    let mut bytes = Vec::new();
+                    tokenizer.token_bytes(*token, &mut bytes).unwrap();
+                    (!bytes.starts_with(b"\"") || document.len() < 60, bytes.len())
+                };
+                let some: Vec<u32> = (0..8).map(|_| random.pick(&tokens)).collect();
+                let quote = tokens.iter().copied().find(|token| short(token) == (false, 1));
+                let token = quote.unwrap_or_else(|| *some.iter().min_by_key(|token| short(token)).unwrap());
+                if tokenizer.is_end_of_generation(token) {
+                    break;
+                }
+                matcher.accept(&tokenizer, token).unwrap();
+                tokenizer.token_bytes(token, &mut bytes).unwrap();
+                document.extend(&bytes);
+                if document.len() > 600 {
+                    break;
+                }
+            }
+            if matcher.is_complete() {
+                let value: Value = serde_json::from_slice(&document).unwrap();
+                assert!(is_valid(&schema, &schema, &value), "{value} of {schema}");
+            }
+        }
+        eprintln!("{name}: {steps} steps, {:?} each, at most {longest:?}", time / steps);
+    }
+}
