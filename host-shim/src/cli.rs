@@ -41,6 +41,9 @@ pub enum Command {
         #[arg(value_name = "ID", value_parser = parse_id)]
         id: u16,
     },
+    /// Renders one chat template, with limits; used by --host-template
+    #[command(hide = true)]
+    RenderTemplate,
     /// Shows what the hypervisor counted since boot
     Stats {
         /// Print one JSON object
@@ -110,6 +113,10 @@ pub struct RunArgs {
     /// Sampler seed; -1: a random one
     #[arg(short, long, value_name = "N", default_value = "-1", value_parser = parse_seed, allow_negative_numbers = true)]
     pub seed: Seed,
+    /// Have the host write the conversation in the model's chat template, whatever that is. The host sees prompts and answers
+    /// then: only for models and hosts where that may be
+    #[arg(long, conflicts_with = "raw")]
+    pub host_template: bool,
     /// vCPUs to compute on, at most those of the image [default: the host's CPUs]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub threads: Option<u32>,
@@ -355,6 +362,7 @@ mod tests {
             &["a", "--json"],
             &["a", "-t", "0"],
             &["a", "--top-k", "-1"],
+            &["a", "--raw", "--host-template"],
             &["a", "--top-p", "x"],
             &["a", "--think=maybe"],
             &["a", "--json-object", "-j", "{}"],
@@ -374,6 +382,10 @@ mod tests {
         assert!(matches!(parse("flexserve stats --json"), Ok(Command::Stats { json: true })));
         assert!(matches!(parse("flexserve logs 0x8002"), Ok(Command::Logs { id: 0x8002 })));
         assert!(matches!(parse("flexserve logs 32770"), Ok(Command::Logs { id: 0x8002 })));
+        assert!(matches!(
+            parse(&format!("flexserve {}", crate::template::COMMAND)),
+            Ok(Command::RenderTemplate)
+        ));
         assert!(parse("flexserve logs").is_err() && parse("flexserve logs x").is_err());
         assert!(parse("flexserve top").is_err());
     }

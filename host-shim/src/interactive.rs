@@ -13,7 +13,8 @@ use serde::Deserialize;
 use crate::error::Result;
 use crate::events::Event;
 use crate::machine::Machine;
-use crate::vmm::{Form, Live, Request};
+use crate::template::HostTemplate;
+use crate::vmm::{Answer, Form, Live, Request};
 
 /// What a terminal shows when a line is wanted.
 pub const PROMPT: &str = "> ";
@@ -65,13 +66,14 @@ enum Order {
 }
 
 /// Answers lines until they end or one says so. What a request is refused for is told, and ends nothing. Requests are like
-/// `base`, whose form counts unless the model chats.
+/// `base`, whose form counts unless the model chats, or the host writes the conversation in its `template`.
 ///
 /// # Errors
 /// 5 when the partition ended.
 pub fn converse<M: Machine>(
     live: &mut Live<'_, M>,
     base: &Request,
+    mut template: Option<&mut HostTemplate>,
     lines: &Receiver<String>,
     interrupts: &Interrupts,
 ) -> Result<()> {
@@ -83,7 +85,7 @@ pub fn converse<M: Machine>(
         if interrupts.is_deaf.load(Ordering::Relaxed) {
             return Ok(());
         }
-        live.tell(&Event::Prompt { chat: form == Form::Turn });
+        live.tell(&Event::Prompt { chat: form == Form::Turn || template.is_some() });
         let line = lines.recv();
         interrupts.is_waiting.store(false, Ordering::Relaxed);
         let Ok(line) = line else { return Ok(()) };
@@ -92,27 +94,53 @@ pub fn converse<M: Machine>(
             "/bye" | "/exit" => return Ok(()),
             "/clear" => {
                 live.forget()?;
+                template.iter_mut().for_each(|template| template.forget());
                 live.tell(&Event::Status { text: "the conversation is forgotten" });
             }
             "/help" | "/?" => HELP.iter().for_each(|text| live.tell(&Event::Status { text })),
             command if command.starts_with('/') => {
                 live.tell(&Event::Status { text: "there is no such command; /help lists them" });
             }
-            _ => match live.ask(&Request { prompt: line, form, ..base.clone() })? {
-                Ok(answer) => live.tell(&Event::Answer {
-                    stop: answer.stop,
-                    prompt_tokens: answer.prompt_tokens,
-                    tokens: answer.tokens,
-                    prefill_ms: answer.prefill_ms,
-                    decode_ms: answer.decode_ms,
-                }),
-                Err(error) => {
-                    let (code, kind) = (error.code as u8, error.code.kind());
-                    live.tell(&Event::Refusal { code, kind, message: &error.to_string() });
+            _ => {
+                let answer = match &mut template {
+                    None => live.ask(&Request { prompt: line, form, ..base.clone() })?,
+                    Some(template) => ask_rendered(live, base, template, &line)?,
+                };
+                match answer {
+                    Ok(answer) => live.tell(&Event::Answer {
+                        stop: answer.stop,
+                        prompt_tokens: answer.prompt_tokens,
+                        tokens: answer.tokens,
+                        prefill_ms: answer.prefill_ms,
+                        decode_ms: answer.decode_ms,
+                    }),
+                    Err(error) => {
+                        let (code, kind) = (error.code as u8, error.code.kind());
+                        live.tell(&Event::Refusal { code, kind, message: &error.to_string() });
+                    }
                 }
-            },
+            }
         }
     }
+}
+
+/// Asks for the answer to the next turn of a conversation that the host writes.
+fn ask_rendered<M: Machine>(
+    live: &mut Live<'_, M>,
+    base: &Request,
+    template: &mut HostTemplate,
+    line: &str,
+) -> Result<Result<Answer>> {
+    let request = match template.request(line, base) {
+        Ok(request) => request,
+        Err(error) => return Ok(Err(error)),
+    };
+    let answer = live.ask(&request)?;
+    match &answer {
+        Ok(answer) => template.answered(&answer.text),
+        Err(_) => template.refused(),
+    }
+    Ok(answer)
 }
 
 /// Reads lines of standard input in a thread of its own, until they end.
@@ -242,6 +270,15 @@ mod tests {
 
     /// The events of a session with these lines, as JSON.
     fn session(features: u64, form: Form, lines: &[&str]) -> Vec<serde_json::Value> {
+        session_with(features, form, None, lines)
+    }
+
+    fn session_with(
+        features: u64,
+        form: Form,
+        template: Option<&mut HostTemplate>,
+        lines: &[&str],
+    ) -> Vec<serde_json::Value> {
         let image = Image::parse(&elf(manifest().as_bytes(), &[(layout::IMAGE, 64, &[])])).unwrap();
         let load = Load { image: &image, model: &[1; 100], heap_bytes: 4096 };
         let interrupts = Interrupts::new();
@@ -258,7 +295,7 @@ mod tests {
             &load,
             &options,
             &mut |event| events.push(serde_json::from_slice(&event.line()[1..]).unwrap()),
-            |live| converse(live, &base, &receiver, &interrupts),
+            |live| converse(live, &base, template, &receiver, &interrupts),
         )
         .unwrap();
         assert!(fake.is_gone());
@@ -283,6 +320,18 @@ mod tests {
         assert_eq!((count(&events, "prompt"), count(&events, "answer")), (5, 2));
         assert_eq!(texts(&session(READY_CHAT, Form::Independent, &lines)), "2 one2 two");
         assert_eq!(texts(&session(READY_CHAT, Form::Raw, &lines)), "1 one1 two");
+    }
+
+    #[test]
+    fn the_host_writes_the_conversation_if_it_is_asked_to() {
+        let mut chat = crate::template::tests::of_text(
+            "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no') }}{% endif %}[{{ m.content }}]{% endfor %}",
+        );
+        let lines = ["one", "bad", "two", "/clear", "three"];
+        let events = session_with(READY_CHAT, Form::Independent, Some(&mut chat), &lines);
+        assert_eq!(texts(&events), "1 [one]1 [one][1 [one]][two]1 [three]");
+        assert_eq!((count(&events, "refusal"), count(&events, "answer")), (1, 3));
+        assert!(events.iter().filter(|event| event["event"] == "prompt").all(|event| event["chat"] == true));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod request;
 pub mod session;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod template;
 pub mod virtio;
 pub mod vmm;
 

@@ -552,6 +552,7 @@ fn what_is_not_understood_is_refused_with_its_place() {
         (r#"{"anyOf":[]}"#, "is empty"),
         (r#"{"allOf":[{},{}]}"#, "several schemas"),
         (r#"{"oneOf":[{"type":"integer"},{"type":"number"}]}"#, "may overlap"),
+        (r#"{"oneOf":[{"type":"null"},{"properties":{"a":{"type":"null"}}}]}"#, "may overlap"),
         (r#"{"oneOf":[{"enum":["a","b"]},{"enum":["b"]}]}"#, "may overlap"),
         (r#"{"oneOf":[{"properties":{"a":{"const":1}}},{"properties":{"a":{"const":2}}}]}"#, "may overlap"),
         (r##"{"$ref":"#/$defs/x"}"##, "leads to nothing"),

@@ -17,6 +17,7 @@ use flexserve::load::Load;
 use flexserve::machine::Machine;
 use flexserve::output::{Mode, Output};
 use flexserve::report::{Report, hex};
+use flexserve::template::{HostTemplate, WARNING, render_limited};
 use flexserve::virtio::block::scratch;
 use flexserve::vmm::{Live, Options, run, with_partition};
 use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Run(args) => return answer(&args),
         Command::FlexmemBench { quick } => flexmem_bench(quick),
         Command::Ps => ps(),
+        Command::RenderTemplate => render_limited(),
         Command::Logs { id } => logs(id),
         Command::Stats { json } => stats(json),
     };
@@ -76,7 +78,7 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
         Seed::Fixed(seed) => seed,
         Seed::Random => random_seed()?,
     };
-    let request = args.request(seed)?;
+    let mut request = args.request(seed)?;
     // What is wrong on this side is said before the hypervisor is asked.
     request.to_bytes()?;
     let mut device = Device::open(Path::new(DEVICE_PATH))?;
@@ -88,6 +90,15 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
     }
     let image = Image::load(&args.image)?;
     let (model_file, model) = model::open(&path)?;
+    let mut template = None;
+    if args.host_template {
+        output.event(&Event::Status { text: WARNING });
+        let chat = template.insert(HostTemplate::new(model.bytes(), args.system.as_deref(), args.think)?);
+        if let Some(prompt) = &args.prompt {
+            request = chat.request(prompt, &request)?;
+            request.to_bytes()?;
+        }
+    }
     device.add_disk(SLOT_MODEL, model_file, true);
     let scratch = scratch(args.scratch).map_err(|error| {
         Error::usage(format!("the scratch file: {error}"), "make room for it, or use a smaller --scratch")
@@ -115,7 +126,8 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
     }
     let _raw = args.json_events.then(RawInput::new);
     let lines = if args.json_events { lines_of_json(&INTERRUPTS) } else { lines_of_text() };
-    let session = |live: &mut Live<'_, Device>| converse(live, &request, &lines, &INTERRUPTS);
+    let session =
+        |live: &mut Live<'_, Device>| converse(live, &request, template.as_mut(), &lines, &INTERRUPTS);
     with_partition(&device, &load, &options, &mut tell, session).map(|((), report)| report)
 }
 

@@ -5,6 +5,9 @@
 //! | [`hypervisor`] | the hypervisor | host and partitions, together | calls, message buffers, manifests, lists |
 //! | [`session`] | the partition's runtime | the host | rings, frames, requests |
 //! | [`model`] | the engine | whoever made the file | GGUF, vocabulary, prompt |
+//! | [`tokenizer`] | the engine | whoever made the file, and the user | vocabulary, merges, text |
+//! | [`schema`] | the engine | the user | JSON schema |
+//! | [`template`] | the host's renderer | whoever made the file | chat template |
 //! | [`image`] | the VMM and the packer | whoever made the file | ELF, manifest, job |
 //!
 //! A harness panics when a rule is broken, never on bad input. `targets/` wraps each for libFuzzer, which `cargo xtask
@@ -14,11 +17,17 @@
 mod hypervisor;
 mod image;
 mod model;
+mod schema;
 mod session;
+mod template;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 
 pub use hypervisor::hypervisor;
 pub use image::image;
 pub use model::model;
+pub use schema::schema;
 pub use session::session;
+pub use template::template;
+pub use tokenizer::tokenizer;

@@ -4,11 +4,14 @@ use std::path::Path;
 
 type Harness = fn(&[u8]);
 
-const HARNESSES: [(&str, Harness); 4] = [
+const HARNESSES: [(&str, Harness); 7] = [
     ("hypervisor", crate::hypervisor),
     ("image", crate::image),
     ("model", crate::model),
+    ("schema", crate::schema),
     ("session", crate::session),
+    ("template", crate::template),
+    ("tokenizer", crate::tokenizer),
 ];
 
 /// xorshift64*.

@@ -107,7 +107,9 @@ impl Grammar {
     /// Tells whether one value might satisfy both rules, which are no choices; `deep` looks at members.
     fn may_overlap(&self, a: RuleId, b: RuleId, deep: bool) -> bool {
         use Rule::*;
+        let is_implied = |rule: RuleId| self.implied.get(usize::from(rule)) == Some(&true);
         match (self.rule(a), self.rule(b)) {
+            _ if is_implied(a) || is_implied(b) => true,
             (Never, _) | (_, Never) => false,
             (Literals(a), Literals(b)) => {
                 a.clone().any(|a| b.clone().any(|b| equal(self.literal(a), self.literal(b))))

@@ -162,8 +162,12 @@ impl<'t> Json<'t> {
         match byte {
             b'"' => self.string(at),
             b'-' | b'0'..=b'9' => {
-                let end =
-                    at + number_length(rest.as_bytes()).ok_or(error(at, "this number", "is malformed"))?;
+                let length = number_length(rest.as_bytes()).ok_or(error(at, "this number", "is malformed"))?;
+                let value: Option<f64> = rest.get(..length).and_then(|text| text.parse().ok());
+                if !value.is_some_and(f64::is_finite) {
+                    return Err(error(at, "this number", "is too large"));
+                }
+                let end = at + length;
                 self.push(Kind::Number(at..end), at);
                 Ok(end)
             }
@@ -462,6 +466,7 @@ mod tests {
             r#""\udc00""#,
             "\"\n\"",
             "[1}",
+            "1e400",
             "{]",
             "tru",
             "'a'",

@@ -59,6 +59,8 @@ pub struct Grammar {
     pub(super) alternatives: Vec<RuleId>,
     /// For each rule how many arrays and objects inside each other the flattest value of it has.
     pub(super) needs: Vec<u8>,
+    /// For each rule whether its schema names no type, so that values of others satisfy the schema too, though never the rule.
+    pub(super) implied: Vec<bool>,
     pub(super) root: RuleId,
 }
 

@@ -91,6 +91,8 @@ struct Compiler<'t> {
     /// Choices whose branches must not overlap, and where that is said.
     exclusive: Vec<(RuleId, usize)>,
     any: Option<RuleId>,
+    /// Rules whose type is not said.
+    implied: Vec<RuleId>,
     budget: Budget,
 }
 
@@ -124,11 +126,13 @@ pub fn compile(text: &str, memory: usize) -> Result<Grammar> {
         starts: Vec::new(),
         alternatives: Vec::new(),
         needs: Vec::new(),
+        implied: Vec::new(),
         root: 0,
     };
     let rule_of = budget.filled(None, text.len() / 2 + 1)?;
     let (waiting, exclusive) = (Vec::new(), Vec::new());
-    let mut compiler = Compiler { json, grammar, rule_of, waiting, exclusive, any: None, budget };
+    let mut compiler =
+        Compiler { json, grammar, rule_of, waiting, exclusive, any: None, implied: Vec::new(), budget };
     compiler.root()?;
     while let Some((index, rule)) = compiler.waiting.pop() {
         let compiled = compiler.schema(index)?;
@@ -414,7 +418,12 @@ impl Compiler<'_> {
         };
         let types = match (self.types(schema)?, implied) {
             (Some(types), _) => types,
-            (None, Some(ty)) => Vec::from([ty]),
+            (None, Some(ty)) => {
+                if let Some(rule) = self.rule_of.get(schema).copied().flatten() {
+                    push(&mut self.implied, rule, RULES_MAX, "rules of the schema")?;
+                }
+                Vec::from([ty])
+            }
             (None, None) => {
                 let any = self.any()?;
                 return self.choice(&[any]);
@@ -587,6 +596,14 @@ impl Compiler<'_> {
         if grammar.need(grammar.root) > NESTING_MAX {
             return Err(error(0, "the schema", "has no valid value that is nested within the limit"));
         }
+        let mut implied = self.budget.filled(false, grammar.rules.len())?;
+        for rule in &self.implied {
+            if let Some(implied) = implied.get_mut(usize::from(*rule)) {
+                *implied = true;
+            }
+        }
+        self.grammar.implied = implied;
+        let grammar = &self.grammar;
         for (rule, offset) in &self.exclusive {
             grammar.check_exclusive(*rule, *offset)?;
         }

@@ -137,6 +137,16 @@ impl<'a> Tokenizer<'a> {
         self.eos
     }
 
+    /// Whether texts begin with [`Tokenizer::bos`].
+    pub fn adds_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// The text of `token` as it is written in the file.
+    pub fn token_text(&self, token: TokenId) -> Option<&'a [u8]> {
+        self.vocabulary.text(token)
+    }
+
     /// Tells whether `token` ends an answer.
     pub fn is_end_of_generation(&self, token: TokenId) -> bool {
         self.vocabulary.is_end_of_generation(token)
