@@ -162,7 +162,8 @@ impl<'t> Json<'t> {
         match byte {
             b'"' => self.string(at),
             b'-' | b'0'..=b'9' => {
-                let length = number_length(rest.as_bytes()).ok_or(error(at, "this number", "is malformed"))?;
+                let length =
+                    number_length(rest.as_bytes()).ok_or(error(at, "this number", "is malformed"))?;
                 let value: Option<f64> = rest.get(..length).and_then(|text| text.parse().ok());
                 if !value.is_some_and(f64::is_finite) {
                     return Err(error(at, "this number", "is too large"));
