@@ -2,6 +2,7 @@
 //! (QEMU's `-icount shift=0`, one CPU: repeatable), or a ratio of wall times of alternating runs (informative).
 
 mod boot;
+mod engine;
 mod flexmem;
 mod report;
 
@@ -41,7 +42,7 @@ struct Finished {
 
 /// Runs the benchmarks that are named, or all.
 pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
-    const NAMES: [&str; 2] = ["flexmem", "boot"];
+    const NAMES: [&str; 3] = ["flexmem", "boot", "engine"];
     if let Some(unknown) = args.names.iter().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(Failure::usage(
             format!("there is no benchmark {unknown:?}"),
@@ -49,15 +50,21 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
         ));
     }
     let setup = setup::ensure(paths)?;
-    let products = build::all(paths, &setup, Variant::Shipped)?;
-    let bench = Bench { paths, setup, products, quick: args.quick };
     let chosen = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);
     let mut report = Map::new();
-    if chosen("flexmem") {
-        report.insert("flexmem".into(), flexmem::run(&bench)?);
+    if chosen("engine") {
+        let print = |line: &str| if args.json { eprintln!("{line}") } else { println!("{line}") };
+        report.insert("engine".into(), engine::run(paths, &setup, args.quick, &print)?);
     }
-    if chosen("boot") {
-        report.insert("boot".into(), boot::run(&bench)?);
+    if chosen("flexmem") || chosen("boot") {
+        let products = build::all(paths, &setup, Variant::Shipped)?;
+        let bench = Bench { paths, setup, products, quick: args.quick };
+        if chosen("flexmem") {
+            report.insert("flexmem".into(), flexmem::run(&bench)?);
+        }
+        if chosen("boot") {
+            report.insert("boot".into(), boot::run(&bench)?);
+        }
     }
     let dir = paths.target("bench");
     report::write(&dir, &report)?;

@@ -43,12 +43,43 @@ pub fn write(dir: &Path, report: &Map<String, Value>) -> Result<()> {
         html.push_str("<h2>Boot</h2><p>");
         html.push_str(line.rsplit("\n\n").next().unwrap_or_default());
     }
+    if let Some(rows) = report.get("engine").and_then(|engine| engine["rows"].as_array()) {
+        let table = engine(rows);
+        markdown.push_str("\n## engine: tokens/s, and their ratio to llama.cpp's\n\n");
+        markdown.push_str(&table);
+        write!(html, "<h2>Engine: tokens/s, and their ratio to llama.cpp's</h2><pre>{table}</pre>")?;
+    }
     write!(html, "<h2>All figures</h2><pre>{}</pre>", json.replace('<', "&lt;"))?;
     for (name, text) in [("report.json", &json), ("report.md", &markdown), ("report.html", &html)] {
         let path = dir.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// A line for each measurement of the engine.
+fn engine(rows: &[Value]) -> String {
+    let mut table = String::from(
+        "| where | CPU | threads | format | prefill | ratio | decode | ratio | memory |\n|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        let text = |key: &str| row[key].as_str().unwrap_or("?");
+        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} | {} | {:.1} | {:.2} | {:.1} | {:.2} | {:.2} |",
+            text("place"),
+            text("cpu"),
+            row["threads"],
+            text("format"),
+            number(&row["prefill"]["engine"]),
+            number(&row["prefill"]["ratio"]),
+            number(&row["decode"]["engine"]),
+            number(&row["decode"]["ratio"]),
+            number(&row["memory"]["ratio"])
+        );
+    }
+    table
 }
 
 /// A bar for each row, split by part.

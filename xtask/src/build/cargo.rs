@@ -32,6 +32,9 @@ pub const HOST: Package = Package { name: "flexserve", target: LINUX_TARGET, fea
 /// The test programs in the host.
 pub const TESTS: Package = Package { name: "system-tests", target: LINUX_TARGET, features: &[] };
 
+/// The engine's command, for measurements in an emulator of user programs.
+pub const ENGINE: Package = Package { name: "flexserve-engine", target: LINUX_TARGET, features: &[] };
+
 /// Cargo with the right toolchain, target and flags; `verb` is `build` or `clippy`.
 pub fn command(paths: &Paths, toolchain: &Toolchain, package: &Package, verb: &str) -> Command {
     let mut command = match toolchain.route {
@@ -56,6 +59,8 @@ pub fn command(paths: &Paths, toolchain: &Toolchain, package: &Package, verb: &s
     let linux = package.target == LINUX_TARGET;
     command.env(variable("LINKER"), if linux { "aarch64-linux-gnu-gcc" } else { "ld.lld" });
     let flags = match package.target {
+        // As the partition has it.
+        LINUX_TARGET if package.name == ENGINE.name => "-Ctarget-feature=+crt-static,+dotprod",
         LINUX_TARGET => "-Ctarget-feature=+crt-static",
         // The hypervisor relocates itself to where firmware loads it; with rustup's `core`, which is not
         // position-independent, also its constants.
@@ -113,6 +118,10 @@ pub fn engine(paths: &Paths) -> Result<PathBuf> {
 }
 
 fn target_dir(package: &Package) -> String {
+    // Different flags in a folder of their own, too.
+    if package.name == ENGINE.name {
+        return "aarch64-engine".into();
+    }
     format!("aarch64{}", package.features.iter().map(|feature| format!("-{feature}")).collect::<String>())
 }
 

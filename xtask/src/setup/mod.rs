@@ -3,6 +3,7 @@
 
 pub mod apt;
 pub mod kernel;
+pub mod llama;
 pub mod toolchain;
 
 use std::fs;
