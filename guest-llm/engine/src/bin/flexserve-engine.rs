@@ -205,9 +205,6 @@ fn measure(model: &Model<'_>, arguments: &Arguments) -> Result<(), Failure> {
         profile: arguments.profile,
     };
     let config = configuration(model, arguments);
-    // As much context as the measurement needs, unless told otherwise, as llama-bench has it.
-    let needed = request.prompt.max(request.decode).clamp(1, model.context_length());
-    let config = SessionConfig { context: arguments.context.unwrap_or(needed), ..config };
     let pool = threads::pool(arguments.threads);
     let figures = bench::run(model, &config, pool, request).map_err(|e| refused("request", e))?;
     if arguments.json {
