@@ -2,23 +2,29 @@
 
     python3 generate.py --split held --count 1700 --seed 11 --out heldout.jsonl
     python3 generate.py --split train --count 20 --seed 1
+    python3 generate.py --check
 
 Each line is {"prompt": ..., "answer": ...}. The held-out split uses templates, names and words of its own; the prompt
 that the project's README shows is in neither split.
 """
 
 import argparse
+import collections
 import json
+import pathlib
 import random
 import re
 import sys
 
 import lexicon
+import sentences
 from templates import ARGUMENTS, HELD, PREFIX, SUFFIX, SUFFIX_AFTER_VERBATIM, TRAIN
 
+HELD_SEED = 11
 README_PROMPT = "wake me at half past six tomorrow"
-WEIGHT = {"set_alarm": 2, "send_message": 2.5, "create_event": 3, "add_reminder": 2, "play_music": 1.5, "navigate_to": 1.5,
-          "search_web": 1.5, "translate_text": 2.5, "add_to_list": 2}
+WEIGHT = {"set_timer": 1.5, "send_message": 4, "call_contact": 2, "create_event": 3, "add_reminder": 2, "play_music": 3, "navigate_to": 1.5,
+          "search_web": 3, "translate_text": 6, "add_to_list": 3}
+PIECES = pathlib.Path(__file__).parent / "tokenizer.json"
 VERBATIM = ("name|name1|msg|title|a_title|task|song|artist|playlist|place|to_place|city|app|query|phrase|item|list").split("|")
 TEXT_ARGUMENTS = {"to", "text", "name", "title", "artist", "playlist", "place", "app", "query", "item", "list"}
 
@@ -32,7 +38,7 @@ HELD_WORDS = {w.lower() for table in (lexicon.FIRST, lexicon.LAST, lexicon.RELAT
 # A template with one of these names its tool whatever verb it uses: then the verb may be exchanged.
 NAMES_TOOL = re.compile(r"\b(alarm|timer|countdown|message|text|sms|calendar|diary|event|appointment|reminder|song|track|album|playlist|volume"
                         r"|sound|brightness|directions|route|weather|forecast|app|application|web|google|internet|translation|list)\b"
-                        r"|\{(setting|photo|lang|list)\}")
+                        r"|\{(setting|photo|lang|list|a_title)\}|to \{name\} that")
 VERBS = """set put make get have give let take keep place fix try bring leave run use start open begin create add turn switch change move
 show find do say save push pull drop hold pick throw load help go order write enter check build prepare arrange manage choose select pass
 offer deliver produce see want request print""".split()
@@ -69,7 +75,19 @@ def skeleton(pattern):
     return " ".join(re.findall(r"[\w{}']+", pattern.lower()))
 
 
+# Words that no list of the training split has; "drive" is a verb too and "may" a modal one, as they are in training.
+HELD_ONLY = HELD_WORDS - {"drive", "may"} - {w.lower() for table in (lexicon.FIRST, lexicon.LAST, lexicon.RELATION, lexicon.PLACE, lexicon.SPOT, lexicon.WORDS,
+                                                  lexicon.APP, lexicon.LISTS) for entry in table["train"] for w in entry.split()}
 HELD_SKELETONS = skeletons(HELD)
+
+
+def held_texts():
+    """Matches the held-out free texts: as with templates, training must not contain their wording."""
+    lines = {line for table in (lexicon.MESSAGE, lexicon.QUERY, lexicon.SONG, lexicon.TITLE) for line in table["held"] if re.search("[a-zA-Z]{3}", re.sub(r"\{\w+\}", "", line))}
+    return re.compile("|".join(re.sub(r"\{\w+\}", r"[\\w ]+", line) for line in sorted(lines)), re.IGNORECASE)
+
+
+HELD_TEXTS = held_texts()
 
 
 class Sampler:
@@ -81,6 +99,9 @@ class Sampler:
         self.split = names or templates
         self.tools = list(ARGUMENTS)
         self.weights = [WEIGHT.get(tool, 1) for tool in self.tools]
+        self.words = lexicon.WORDS["train"] + lexicon.MORE_WORDS
+        pieces = json.loads(PIECES.read_text(encoding="utf-8"))["pieces"] if PIECES.exists() else []
+        self.pieces = [piece for piece in pieces if re.fullmatch("[a-z]+", piece)]
 
     # Building blocks
 
@@ -97,10 +118,17 @@ class Sampler:
         return pattern
 
     def pseudo(self):
-        """A word that exists nowhere: syllables, or now and then random characters."""
+        """A word that exists nowhere: syllables, pieces of the vocabulary, two words in one, now and then random characters."""
         r = self.rng
         while True:
-            if self.chance(0.12):
+            kind = r.random()
+            if kind < 0.25 and self.pieces:
+                # Every piece must be copied as well as the frequent ones, whatever stands beside it.
+                word = "".join(r.choice(self.pieces) for _ in range(r.choice([1, 2, 2, 3, 3, 4])))[:12]
+            elif kind < 0.35:
+                word = r.choice(lexicon.WORDS["train"]) + r.choice(lexicon.WORDS["train"] + ["er", "ing", "s", "ly", "ed", "ville", "son", "ia", "y"])
+                word = word if len(word) < 14 else word[3:]
+            elif kind < 0.44:
                 word = "".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randint(2, 8)))
             else:
                 onset = "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl fr gl gr kl kr ph pl pr qu sh sk sl sp st str th tr tw y".split() + [""]
@@ -111,13 +139,16 @@ class Sampler:
             if self.chance(0.12):  # copying must survive repeated pieces
                 at = r.randrange(len(word))
                 word = r.choice([word + word, word + "ss", word[: at + 1] + word[at:], word + word[-2:]])[:14]
+            if self.chance(0.04):  # letters outside ASCII are two tokens each
+                at = r.randrange(len(word))
+                word = word[:at] + r.choice("éèêáàâäåãóòôöøõúùûüíîïñçčšžłœæß") + word[at + 1 :]
             if len(word) > 1 and word not in HELD_WORDS:
                 return word
 
     def word(self):
         if self.split == "held":
             return self.rng.choice(lexicon.WORDS["held" if self.chance(0.6) else "train"])
-        return self.pseudo() if self.chance(0.3) else self.rng.choice(lexicon.WORDS["train"])
+        return self.pseudo() if self.chance(0.3) else self.rng.choice(self.words)
 
     def first(self):
         if self.split == "train" and self.chance(0.45):
@@ -126,6 +157,8 @@ class Sampler:
 
     def name(self, single=False):
         r = self.rng
+        if self.split == "train" and self.chance(0.08):
+            return self.word()
         if self.chance(0.12):
             return r.choice(lexicon.RELATION[self.split])
         if single or self.chance(0.6):
@@ -136,18 +169,26 @@ class Sampler:
             return self.first() + " " + capital(self.pseudo())
         return self.first() + " " + r.choice(lexicon.LAST[self.split])
 
-    def free(self, table):
-        """Text from a table of content patterns."""
-        text = self.choose(self.rng.choice(table[self.split])).strip()
+    def free(self, table, more):
+        """Text from a table of content patterns; in training, from `more` too, and never a held-out one."""
+        while True:
+            lines = more if self.split == "train" and self.chance(0.6) else table[self.split]
+            text = self.fill(self.rng.choice(lines))
+            if self.split == "held" or (len(text) <= 80 and not HELD_TEXTS.fullmatch(text)):
+                return text
+
+    def fill(self, pattern):
+        """Resolves the choices and slots of a content pattern."""
+        text = self.choose(pattern).strip()
         fill = {"w": self.word, "W": lambda: capital(self.word()), "p": self.pseudo, "P": lambda: capital(self.pseudo()),
                 "name": self.name, "first": self.first, "place": self.city,
                 "n": lambda: (str if self.chance(0.5) else lambda n: words_of(n, self.rng))(self.rng.randint(2, 12))}
-        text = re.sub(r"\{(\w+)\}", lambda m: fill[m[1]](), text)
+        text = re.sub(r"\{(\w+)\}", lambda m: fill[m[1]]() if m[1] in fill else self.fill(self.rng.choice(sentences.RULES[m[1]])), text)
         return re.sub(" +", " ", text).strip()
 
     def city(self):
         if self.split == "train" and self.chance(0.35):
-            return capital(self.pseudo()) + (" " + capital(self.pseudo()) if self.chance(0.2) else "")
+            return " ".join(capital(self.pseudo() if self.chance(0.7) else self.word()) for _ in range(self.pick(1, 1, 1, 1, 2, 2, 3)))
         return self.rng.choice(lexicon.PLACE[self.split])
 
     # Times and days
@@ -267,29 +308,33 @@ class Sampler:
         if slot in ("name", "name1"):
             name = self.name(single=slot == "name1")
             args["name"] = name
+            if self.split == "train" and name.islower() and name not in lexicon.RELATION["train"]:
+                return "my " + name
             return ("my " if name in lexicon.RELATION[self.split] and name not in ("home", "work") and self.chance(0.5) else "") + name
         if slot == "saying":
             return self.pick("saying", "that says", "with the text")
         if slot in ("msg", "phrase"):
-            args["text"] = self.free(lexicon.MESSAGE)
+            args["text"] = self.free(lexicon.MESSAGE, sentences.MESSAGE)
             return args["text"]
+        if slot == "done":
+            return self.pick(self.pseudo() + "ed", self.pseudo() + "en", self.pseudo()) if self.chance(0.35) else r.choice(sentences.DONE)
         if slot == "speaker":
             args["speaker"] = True
             return self.pick("on speaker", "on the speaker", "on speakerphone", "with the speaker on", "on loudspeaker", "on speaker phone")
         if slot in ("title", "a_title"):
-            title = args["title"] = self.free(lexicon.TITLE)
+            title = args["title"] = self.free(lexicon.TITLE, sentences.TITLE)
             if slot == "title" or "'s" in title:
                 return title
             article = "an" if title[0] in "aeiouAEIOU" else "a"
             return self.pick(article, article, article, "the", "my") + " " + title
         if slot == "task":
-            args["text"] = self.free(lexicon.TASK)
+            args["text"] = self.free(lexicon.TASK, sentences.TASK)
             return args["text"]
         if slot == "song":
-            args["title"] = self.free(lexicon.SONG)
+            args["title"] = self.free(lexicon.SONG, sentences.SONG)
             return args["title"]
         if slot == "artist":
-            args["artist"] = self.free(lexicon.ARTIST)
+            args["artist"] = self.free(lexicon.ARTIST, lexicon.ARTIST["train"])
             return args["artist"]
         if slot == "playlist":
             args["playlist"] = self.pick(self.word(), self.word() + " " + self.word(), capital(self.word()), capital(self.word()) + " " + capital(self.word()))
@@ -406,13 +451,13 @@ class Sampler:
                 args["app"] = self.pick(capital(self.pseudo()), capital(self.word()) + " " + capital(self.word()), capital(self.pseudo()) + " " + capital(self.word()))
             return args["app"]
         if slot == "query":
-            args["query"] = self.free(lexicon.QUERY)
+            args["query"] = self.free(lexicon.QUERY, sentences.QUERY)
             return args["query"]
         if slot == "lang":
             args["language"] = r.choice(lexicon.LANGUAGE)
             return capital(args["language"]) if self.chance(0.6) else args["language"]
         if slot == "item":
-            args["item"] = self.free(lexicon.ITEM)
+            args["item"] = self.free(lexicon.ITEM, sentences.ITEM)
             return args["item"]
         if slot == "list":
             args["list"] = self.word() if self.split == "train" and self.chance(0.25) else r.choice(lexicon.LISTS[self.split])
@@ -450,6 +495,7 @@ class Sampler:
                 pattern = self.vary(pattern)
             if self.templates is HELD or skeleton(pattern) not in HELD_SKELETONS:
                 break
+        self.wording = skeleton(pattern)
         starts = re.match(r'"?\{(\w+)\}', pattern)
         starts = bool(starts) and starts[1] in VERBATIM
         ends = re.search(r"\{(\w+)\}$", pattern)
@@ -476,7 +522,7 @@ class Sampler:
         if self.chance(0.15):
             text += r.choice(SUFFIX_AFTER_VERBATIM if ends else SUFFIX)
         style = r.random()
-        lower = style < 0.2
+        lower = style < (0.3 if self.split == "train" else 0.2)
         if style > 0.55 and not starts:
             text = capital(text)
         if lower:
@@ -516,13 +562,45 @@ def held_out(seed, count):
     return out
 
 
+def check(held_path, count):
+    """Proves that training knows nothing of the held-out file; fails with what it has found."""
+    lexicon.check()
+    with open(held_path, encoding="utf-8") as file:
+        held = [(sample["prompt"], sample["answer"]) for sample in map(json.loads, file)]
+    assert held == held_out(HELD_SEED, len(held)), f"{held_path} is not what seed {HELD_SEED} gives"
+    prompts = {normal(prompt) for prompt, _ in held}
+    assert len(prompts) == len(held) >= 1000
+    answers = collections.Counter(json.loads(answer)["tool"] for _, answer in held)
+    assert set(answers) == set(ARGUMENTS) and len(answers) >= 12, answers
+    common = {line for tool in TRAIN for line in TRAIN[tool]} & {line for tool in HELD for line in HELD[tool]}
+    assert not common, common
+    assert normal(README_PROMPT) not in prompts
+    sampler, wordings = Sampler(HELD_SEED, "train"), set()
+    for _ in range(count):
+        prompt, answer = sampler.sample()
+        assert normal(prompt) not in prompts, prompt
+        assert normal(prompt) != normal(README_PROMPT), prompt
+        assert sampler.wording not in HELD_SKELETONS, sampler.wording
+        wordings.add(sampler.wording)
+        words = {word for value in json.loads(answer)["args"].values() if isinstance(value, str) for word in re.findall(r"\w+", value.lower())}
+        assert not words & HELD_ONLY, (prompt, words & HELD_ONLY)
+    print(f"{len(held)} held-out requests of {len(answers)} tools, {len(HELD_SKELETONS)} wordings; {count} training requests of"
+          f" {len(wordings)} wordings: none in common, nor the README's request")
+
+
 def main():
+    here = pathlib.Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", choices=["train", "held"], required=True)
-    parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--split", choices=["train", "held"], help="write samples of this split")
+    parser.add_argument("--count", type=int, default=40000, help="how many; with --check, training samples to look at")
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--out", default="-")
+    parser.add_argument("--check", action="store_true", help="prove that training and held-out requests have nothing in common")
     args = parser.parse_args()
+    if args.check:
+        return check(here / "heldout.jsonl", args.count)
+    if not args.split or args.seed is None:
+        parser.error("--split needs a seed")
     lexicon.check()
     if args.split == "held":
         samples = held_out(args.seed, args.count)

@@ -20,7 +20,8 @@ LAST = {
     "held": """Anderson Becker Castillo Donovan Eriksen Fischer Gupta Hayes Ito Jensen Kowalski Lopez Moreau Nguyen Osman""",
 }
 RELATION = {
-    "train": "mum dad mom grandma grandpa granny home work".split(),
+    "train": """mum dad mom grandma grandpa granny home work brother sister wife husband boss daddy mummy gran uncle aunt cousin son daughter
+    partner flatmate boyfriend girlfriend doctor teacher manager""".split(),
     "held": "auntie nan mother papa".split(),
 }
 PLACE = {
@@ -81,6 +82,24 @@ WORDS = {
     barbecue checkup physiotherapist optician accountant plumbing chimney gutters hedge lawn mower greenhouse compost
     aquarium hamster leash kennel daycare tuition scholarship thesis spreadsheet newsletter brochure""".split(),
 }
+# Words that are also keys or values of tool calls, and more. Only the training split uses them, so the held-out file stays
+# as it was.
+MORE_WORDS = """time times day days hour hours minute minutes second seconds group phrase number first third front back left right
+    south east west top bottom middle side end start percent degree metre kilo dozen pair piece part kind sort way thing
+    job work life year month week morning afternoon age size shape colour weight length speed height taste smell noise
+    colleague manager coach tutor barber surgeon judge lawyer clerk guide guest host crew crowd tourist nephew niece
+    wife husband son daughter twin boss owner tenant captain chief wizard giant dragon ghost angel robot monster clown
+    pirate hunter knight uncle aunt walking driving flying singing dancing cooking reading writing painting shopping
+    waiting sleeping burning melting rising falling coming going opening closing quickly slowly hardly nearly mostly
+    rarely kindly gladly barely simply deeply bravely taxi tram metro van lorry truck jet rocket canoe raft harbour pier
+    canal creek pond swamp cliff cave shore coast bay gulf reef dune ridge slope peak plain prairie jungle orchard
+    vineyard ranch cabin cottage palace temple chapel museum gallery studio theatre cinema arena court prison barracks
+    factory mill mine quarry pipe valve pump motor gear wheel chain bolt screw nut saw axe spade rake basket barrel
+    crate jar tin tube roll sheet cloth thread needle button zip pocket collar sleeve boot slipper apron helmet mask
+    badge medal ribbon flag banner poster label sticker coupon voucher invoice letter postcard magazine novel poem tale
+    legend myth fable riddle joke trick puzzle quiz contest lottery raffle bet bargain pepper basil parsley mint ginger
+    cocoa toffee fudge syrup cereal oats wheat barley corn beans peas cabbage celery radish pumpkin olive fig date berry
+    raspberry pear apricot mango coconut peanut raisin biscuit cracker bun roll toast omelette stew curry roast pie tart""".split()
 APP = {
     "train": """Calendar Camera Maps Mail Photos Notes Clock Calculator Settings Music Contacts Messages Files Browser
     Weather Podcasts Wallet Health Translate Recorder Gallery Chess Sudoku Reader Banking Fitness News Radio Phone|Book
@@ -225,7 +244,7 @@ TITLE = {
     (meeting|lunch|dinner|coffee|call|interview) with the {w} (team|manager|)
     (team|project|board|budget|staff|client|family|sales|weekly|monthly) (meeting|review|call|lunch|dinner|update)
     {w} (class|lesson|practice|meeting|party|training|night|trip|exam|show|session|club)
-    {name}'s (birthday|party|wedding|concert|visit|farewell)
+    {name}'s (birthday|party|wedding|visit|farewell)
     {w} {w}
     {p} {w}
     {p} (meeting|review|party)
@@ -341,6 +360,7 @@ for _table in (MESSAGE, TASK, TITLE, QUERY, ITEM, SONG):
 for _split in ("train", "held"):
     WORDS[_split] = sorted(set(WORDS[_split]))
 WORDS["held"] = [word for word in WORDS["held"] if word not in WORDS["train"]]
+MORE_WORDS = sorted(set(MORE_WORDS) - set(WORDS["train"]))
 PLACE["train"] = [place for place in PLACE["train"] if place != "Orlando"]  # a person in the held-out names
 
 
@@ -349,3 +369,7 @@ def check():
     for table in (FIRST, LAST, RELATION, PLACE, SPOT, WORDS, APP, LISTS, MESSAGE, TASK, TITLE, QUERY, SONG):
         common = set(table["train"]) & set(table["held"]) - {"{w}", "{W} {W}", "{W}", "{w} {w}"}
         assert not common, common
+    held = {word.lower() for table in (FIRST, LAST, RELATION, PLACE, SPOT, WORDS, APP, LISTS) for entry in table["held"] for word in entry.split()}
+    shared = {word.lower() for table in (FIRST, LAST, RELATION, PLACE, SPOT, WORDS, APP, LISTS) for entry in table["train"] for word in entry.split()}
+    common = set(MORE_WORDS) & (held - shared)
+    assert not common, common

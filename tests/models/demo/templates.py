@@ -88,6 +88,11 @@ TRAIN = {
     =countdown of {amount}
     time me for {amount}
     =shout after {amount}
+    (be sure to|do not forget to|make sure to|try to|remember and|see that you) (ring|buzz|ping|alert|notify|signal|wake|call|tell|shout at|poke) (me|us|) (in|after) {amount}
+    (I want you to|you should|you must|you have to|you can) (ring|buzz|beep|ping|alert|notify|signal|call|tell) (me|us) (in|after) {amount}
+    =after {amount} (beep|buzz|ring|tell me|stop me|call me)
+    =in {amount} (beep|buzz|ring|tell me|stop me)
+    (wait|stop me|stop the cooking|interrupt me) (for|after|in) {amount}
     """,
     "send_message": """
     (send|write|shoot) (a|an|another|one) (message|text|sms|note) to {name} (saying|that says|with the text|with|which says) {msg}
@@ -125,6 +130,16 @@ TRAIN = {
     =text for {name} saying {msg}
     (post|get) a (message|note) to {name} saying {msg}
     quick (message|text) to {name}: {msg}
+    (send|give|bring|get) (news|notice|a signal|a hint|an answer|greetings) to {name} that {msg}
+    =(can|could|should|will) {name} (hear|learn|read|know|find out) that {msg}
+    =(can|should|will) {name} be (warned|notified|alerted|contacted|asked) that {msg}
+    send {name} (that|the|these|the next|one) (message|text|words|note|line): {msg}
+    (start|begin|open|write) (a|the) (note|sms|message|line) (to|for) {name} (which|that) (reads|goes|says) {msg}
+    =(text|note|line|sms) (to|for) {name}: {msg}
+    (leave|hand|bring|get) (a|the) (message|note) to {name} (saying|that|with the words) {msg}
+    (say|speak|call out|whisper|shout) to {name}: {msg}
+    (warn|assure|remind|alert) {name} that {msg}
+    =a (text|message|note) (to|for) {name} saying {msg}
     """,
     "call_contact": """
     (call|ring|phone|dial) {name}
@@ -155,6 +170,12 @@ TRAIN = {
     (have|let) me (talk|speak) (to|with) {name}
     (return|make) {name}'s call
     (call|ring|dial) {name} now {speaker}
+    (get|send|run|take) a call (over|out|across) to {name}
+    (begin|attempt|keep|go on|resume) (calling|phoning|ringing|dialling) {name}
+    =(I'd|I would|we'd) (love|rather|prefer|want) to (call|phone|ring|speak with|talk to) {name}
+    =(could|may|will) (I|we) (call|phone|ring|speak to|have) {name} {speaker}
+    =(could|may|will) (I|we) (call|phone|ring|speak to|speak with) {name}
+    do a (video|short|phone|voice) call (with|to) {name}
     """,
     "create_event": """
     (schedule|book|plan|create|add|arrange|set up|organise|put) {a_title} {whend}
@@ -188,6 +209,11 @@ TRAIN = {
     (submit|record|insert) a new (event|entry|appointment) : {title} {whend}
     =let's (have|do|schedule|plan) {a_title} {whend}
     (create|add) the event {title} {whend}
+    (get|have|see|want) {a_title} {done} for {whendfor}
+    (get|have|see) {a_title} {done} {whend}
+    (note|place|lock in|slot|file|log|keep|move|leave|give me) {a_title} for {whendfor}
+    =there's {a_title} {whend}, {done} in (the|my) (diary|agenda|schedule|calendar)
+    =there will be {a_title} {whend}, (get|have|keep) it (in|on) (the|my) (diary|agenda|schedule|calendar)
     """,
     "add_reminder": """
     remind me to {task}
@@ -229,7 +255,7 @@ TRAIN = {
     "play_music": """
     play {song} by {artist}
     play the (song|track|tune|album|record) {song} by {artist}
-    play {song} (from|of) {artist}
+    play {song} from {artist}
     (put on|start|start playing|turn on|stream) {song} by {artist}
     (put on|start|stream) the (song|track|album) {song} by {artist}
     play (the|that) (song|track|tune|album) (called|named|) {song}
@@ -265,6 +291,14 @@ TRAIN = {
     (put|have) the (song|track|tune) {song} by {artist} on
     music by {artist}
     =the (song|track|tune) {song} (please|)
+    (fire up|load|open|launch|run|bring up|kick off|open up|get up) the (song|track|tune|album|record) {song}
+    (fire up|load|open|launch|run|find|start up) the (track|tune|album|record) {song} by {artist}
+    =(I'd|we'd) (love|prefer|like) to (listen to|play|enjoy|have) {song} by {artist}
+    (get|have|see) my {playlist} playlist {done}
+    (get|have) the (song|track|tune|album) {song} {done}
+    (give us|show me|let me have|let's have|let's play) {song} by {artist}
+    (put on|give me|find me|play us) (more|any|many|lots of|two|new) (songs|tracks|tunes|music) (by|from) {artist}
+    (play|start|put on) the (piece|melody|hit|number|recording) {song} by {artist}
     """,
     "set_volume": """
     (set|turn|put|change|adjust|bring|move) (the|my|) (volume|sound|sound level|media volume|speaker volume) to {level}
@@ -372,6 +406,8 @@ TRAIN = {
     =what's the way to {place} {mode}
     (help|assist) me (reach|find) {place}
     =could you get us to {place}
+    (drag|carry|drive|fly|pull|see|accompany) (me|us) to {place}
+    (drag|carry|walk|see|accompany) (me|us) to {place} {mode}
     """,
     "get_weather": """
     =(what is|what's|how is|how's) the (weather|forecast|weather forecast|weather like)
@@ -412,6 +448,8 @@ TRAIN = {
     (look at|see|pull up) the (weather|forecast) (in|for) {city} {dayw}
     =what's it like outside {dayw}
     =what's it like outside in {city}
+    (look into|look up|see about|find out|go over) the (weather|forecast) (for|in) {city}
+    =(any|some|much) (wind|sun|fog|storm|hail|ice) (in|near|around) {city} {dayw}
     """,
     "open_app": """
     (open|launch|start|run|show|load|open up|fire up|bring up) {app}
@@ -438,6 +476,9 @@ TRAIN = {
     =the {app} (app|application)
     start up {app}
     open {app} for me
+    (get|have|want|see) the {app} (app|application) {done}
+    (bring|carry|lead|send|move) me (in|over|across|into|back) to the {app} (app|application)
+    =I'd (love|prefer) the {app} (app|application|program)
     """,
     "search_web": """
     (search|look) for {query}
@@ -467,6 +508,12 @@ TRAIN = {
     =help me (google|look up|search for|research) {query}
     (let me|let us) (google|look up|search for) {query}
     web results for {query}
+    (have|take|make|give) (a|one) (look|glance|go|query) (online|on the web|on google|on the net) for {query}
+    (work|get|employ|go through) the (internet|net|web) to (look up|search|learn about|get) {query}
+    =(could|would) (google|the internet|the web) (know|have|show|give me) {query}
+    =I'd (love|prefer) to (google|search for|research|find out) {query}
+    (begin|make|run|put in) (an internet|a google|an online|a net) (search|query) (about|on|for) {query}
+    (dig up|scan the web for|hunt for|type into google) {query}
     """,
     "translate_text": """
     translate {phrase} (to|into|in) {lang}
@@ -501,6 +548,25 @@ TRAIN = {
     =what would {phrase} be in {lang}
     =what is the {lang} for {phrase}
     =the {lang} (word|translation) for {phrase}
+    =how (is|are|was|would|could) {phrase} {done} in {lang}
+    =how (is|are|can) "{phrase}" {done} in {lang}
+    =how is {phrase} {done} in {lang}
+    =how is {phrase} (usually|best|correctly|normally|politely|) {done} in {lang}
+    =how are the words {phrase} {done} in {lang}
+    =how (can|could|should|must) {phrase} be {done} in {lang}
+    =(is|was|can) {phrase} {done} in {lang}
+    =(I'd|I would|we'd) like {phrase} {done} in {lang}
+    =how (does|would) {phrase} (go|look|sound|read) in {lang}
+    =how would (you|one|they|we|people) (put|write|phrase|express|render|word) {phrase} in {lang}
+    (see|have|want|get) {phrase} {done} in {lang}
+    =(explain|show me|teach me|I forgot) (how|what) {phrase} (sounds|reads|looks like|becomes|goes|translates to) in {lang}
+    (read out|spell|speak|shout|sing|print|type|render|phrase|rephrase) {phrase} in {lang}
+    =I (must|should|plan to|am trying to|wish to|hope to) (say|write|read|tell her|tell him) {phrase} in {lang}
+    (pass me|hand me|tell me|get me|teach me) {phrase} in {lang}
+    (turn|switch|translate|bring|render) the (words|line|question|statement|sentence|remark) {phrase} (to|in|into) {lang}
+    (see|check|recall|guess|tell me|hunt) the {lang} (name|version|term|expression|wording) (for|of) {phrase}
+    =the {lang} (version|wording|term|sentence) of {phrase}
+    =(do you know|does anybody know|who knows|I forgot) how to say {phrase} in {lang}
     """,
     "add_to_list": """
     (add|put|write|append|include) {item} (to|on|onto|in) (my|the|our|) {list} list
@@ -530,6 +596,11 @@ TRAIN = {
     =(my|the|our) {list} list (is short of|lacks|could use) {item}
     =we (need|want) {item} on (my|the|our) {list} list
     expand (my|the|our) {list} list (by|with) {item}
+    (get|have|see|want) {item} {done} (to|on|onto|in) (my|the|our|) {list} list
+    (place|lay|pin|tack|move|sort|scribble|bring) {item} (to|onto|in|under) (my|the|our) {list} list
+    =I'd (love|prefer|want) {item} (on|to be on|added to) (my|our|a) {list} list
+    =let's (see|keep|place|note|include) {item} (on|in) (my|the) {list} list
+    =(something|one thing|a thing|this|next|also) (for|on) (my|the|our) {list} list: {item}
     """,
     "take_photo": """
     (take|snap|shoot|capture|make|click|get) {photo}

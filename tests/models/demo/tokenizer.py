@@ -26,6 +26,7 @@ class Tokenizer:
 
     def __init__(self, pieces, scores, types):
         self.pieces, self.scores, self.types = pieces, scores, types
+        self.cache = {}
         self.id_of = {piece: i for i, piece in enumerate(pieces)}
 
     @classmethod
@@ -49,7 +50,6 @@ class Tokenizer:
     def encode(self, text, bos=True):
         """Token ids of `text`, after `<s>` if `bos`."""
         out = [BOS] if bos else []
-        # Nothing merges across the boundaries that `units` cuts at, except the joints; so words can be cached.
         symbols = list(text.replace(" ", SPACE))
         prev = list(range(-1, len(symbols) - 1))
         follow = list(range(1, len(symbols))) + [-1]
@@ -77,6 +77,15 @@ class Tokenizer:
             if symbol:
                 token = self.id_of.get(symbol)
                 out += [token] if token is not None else [BYTE0 + b for b in symbol.encode()]
+        return out
+
+    def encode_cached(self, text, bos=True):
+        """As `encode`, for many texts: nothing merges across the boundaries that `units` cuts at, except the joints."""
+        out = [BOS] if bos else []
+        for unit in re.findall(r'\{"tool":"|","args":\{"|[a-z]+(?:_[a-z]+)+|[A-Za-z]+|[{}":,]+|.|\n', text):
+            if unit not in self.cache:
+                self.cache[unit] = self.encode(unit, bos=False)
+            out += self.cache[unit]
         return out
 
     def decode(self, ids):

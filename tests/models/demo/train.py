@@ -19,7 +19,7 @@ from torch.nn import functional
 
 import gguf_file
 import tokenizer as tok
-from generate import DAYS, ONES, TENS, Sampler
+from generate import DAYS, ONES, TENS, Sampler, normal
 from lexicon import LANGUAGE, SETTING
 from model import Model
 from templates import ARGUMENTS
@@ -42,10 +42,16 @@ def make_tokenizer(path, size, seed):
 
 def make_data(path, tokenizer, count, seed):
     """Tokenises `count` training samples: ids one after another, and per sample its start, prompt length and length."""
+    here, tests = pathlib.Path(__file__).parent, set()
+    for name in ("heldout.jsonl", "probe.jsonl"):
+        with open(here / name, encoding="utf-8") as file:
+            tests |= {normal(json.loads(line)["prompt"]) for line in file}
     sampler, ids, index = Sampler(seed, "train"), [], []
-    for _ in range(count):
+    while len(index) < count:
         prompt, answer = sampler.sample()
-        question, reply = tokenizer.encode(prompt + "\n"), tokenizer.encode(answer, bos=False) + [tok.EOS]
+        if normal(prompt) in tests:  # a request written by hand may be one that training happens on
+            continue
+        question, reply = tokenizer.encode_cached(prompt + "\n"), tokenizer.encode_cached(answer, bos=False) + [tok.EOS]
         # The answer is decoded after the prompt: both must be cut alike on their own and together.
         index.append((len(ids), len(question), len(question) + len(reply)))
         ids += question + reply
@@ -97,6 +103,19 @@ class Muon(torch.optim.Optimizer):
                 p.add_(x, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
 
 
+def load(path, vocabulary):
+    """The model of a checkpoint, or of a GGUF file: its weights, dequantised."""
+    if str(path).endswith(".gguf"):
+        config, _, tensors = gguf_file.read(path)
+        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    else:
+        checkpoint = torch.load(path)
+        config, state = checkpoint["config"], checkpoint["model"]
+    model = Model(config, vocabulary)
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    return model
+
+
 def export(path, model, tokenizer):
     """Writes the model as Q8_0."""
     gguf_file.write(path, model.config, tokenizer, model.gguf_tensors(), "Q8_0", "flexserve demo phone assistant",
@@ -120,9 +139,13 @@ def main():
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--hard", type=float, default=1, help="learn from this share of the samples, those with the highest loss")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--start", help="checkpoint to start from")
+    parser.add_argument("--start", help="checkpoint or GGUF file to start from; it decides the shape")
     parser.add_argument("--export-only", action="store_true", help="write the checkpoint of --start, train nothing")
+    parser.add_argument("--average", help="with --export-only: take the mean of the weights of --start and of this checkpoint, which"
+                        " was trained from it; it forgets less and its noise is smaller")
+    parser.add_argument("--part", type=float, default=0.5, help="weight of --average in the mean")
     parser.add_argument("--checkpoint-every", type=int, default=200)
     args = parser.parse_args()
 
@@ -134,9 +157,11 @@ def main():
         make_tokenizer(args.tokenizer, args.vocabulary, args.seed)
     tokenizer = tok.Tokenizer.load(args.tokenizer)
     if args.export_only:
-        checkpoint = torch.load(args.start)
-        model = Model(checkpoint["config"], len(tokenizer.pieces))
-        model.load_state_dict(checkpoint["model"])
+        model = load(args.start, len(tokenizer.pieces))
+        if args.average:
+            other, part = load(args.average, len(tokenizer.pieces)).state_dict(), args.part
+            model.load_state_dict({name: (1 - part) * value + part * other[name] for name, value in model.state_dict().items()})
+            torch.save({"model": model.state_dict(), "config": model.config}, args.work / "checkpoint.pt")
         return export(args.out, model, tokenizer)
     data_path = args.work / f"data-{args.samples}-{args.seed}.npz"
     if not data_path.exists():
@@ -147,9 +172,8 @@ def main():
 
     config = {"block_count": args.layers, "context_length": 256, "embedding_length": args.width, "feed_forward_length": args.hidden,
               "head_count": args.heads, "head_count_kv": args.kv_heads, "rms_epsilon": 1e-5, "rope_freq_base": 10000.0}
-    model = Model(config, len(tokenizer.pieces))
-    if args.start:
-        model.load_state_dict(torch.load(args.start)["model"])
+    model = load(args.start, len(tokenizer.pieces)) if args.start else Model(config, len(tokenizer.pieces))
+    config = model.config
     print(json.dumps(config), sum(p.numel() for p in model.parameters()), "parameters", flush=True)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "token_embd" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "token_embd" in name]
@@ -160,21 +184,38 @@ def main():
         torch.save({"model": model.state_dict(), "config": config}, args.work / "checkpoint.pt")
         export(name, model, tokenizer)
 
+    def batch(chosen):
+        """Token ids, targets, and where in them the answers of the samples `chosen` stand."""
+        length = int(chosen[:, 2].max())
+        column = np.arange(length)
+        inside = column < chosen[:, 2:3]
+        block = np.where(inside, ids[np.minimum(chosen[:, :1] + column, len(ids) - 1)], 0)
+        rows, columns = np.nonzero((column >= chosen[:, 1:2] - 1) & (column < chosen[:, 2:3] - 1))
+        target = torch.from_numpy(np.roll(block, -1, axis=1)[rows, columns])
+        return torch.from_numpy(block), target, torch.from_numpy(rows), torch.from_numpy(columns)
+
+    def hardest(chosen):
+        """The share of `chosen` that the model knows least. Most samples it knows by heart soon: to look is cheaper than to learn."""
+        with torch.no_grad():
+            block, target, rows, columns = batch(chosen)
+            losses = functional.cross_entropy(model(block, (rows, columns)), target, reduction="none")
+            total = torch.zeros(len(chosen)).index_add_(0, rows, losses).numpy()
+        return chosen[np.argsort(-total, kind="stable")[: max(1, round(len(chosen) * args.hard))]], total.mean()
+
     rng, start, seen, running = np.random.default_rng(args.seed), time.time(), 0, None
-    stream = batches(index, args.tokens, rng)
+    stream = batches(index, round(args.tokens / args.hard), rng)
     for step in itertools.count():
         part = (time.time() - start) / 60 / args.minutes if args.minutes else step / args.steps
         if part >= 1:
             break
         chosen = index[next(stream)]
-        length = int(chosen[:, 2].max())
-        column = np.arange(length)
-        inside = column < chosen[:, 2:3]
-        block = np.where(inside, ids[np.minimum(chosen[:, :1] + column, len(ids) - 1)], 0)
-        target = np.roll(block, -1, axis=1)
-        rows, columns = np.nonzero((column >= chosen[:, 1:2] - 1) & (column < chosen[:, 2:3] - 1))
-        logits = model(torch.from_numpy(block), (torch.from_numpy(rows), torch.from_numpy(columns)))
-        loss = functional.cross_entropy(logits, torch.from_numpy(target[rows, columns]))
+        seen += int(chosen[:, 2].sum())
+        if args.hard < 1:
+            chosen, mean = hardest(chosen)
+        block, target, rows, columns = batch(chosen)
+        loss = functional.cross_entropy(model(block, (rows, columns)), target)
+        if args.hard == 1:
+            mean = loss.item() * len(rows) / len(chosen)
         for o in optimizers:
             o.zero_grad(set_to_none=True)
         loss.backward()
@@ -184,11 +225,10 @@ def main():
             for group, rate in zip(o.param_groups, rates):
                 group["lr"] = rate * scale
             o.step()
-        seen += int(inside.sum())
-        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+        running = mean if running is None else 0.95 * running + 0.05 * mean
         if step % 20 == 0:
             now = time.time() - start
-            print(f"step {step} loss {running:.4f} samples/batch {len(chosen)} tokens/s {seen / now:.0f} {now:.0f} s", flush=True)
+            print(f"step {step} loss/sample {running:.4f} samples/batch {len(chosen)} tokens/s {seen / now:.0f} {now:.0f} s", flush=True)
         if (step + 1) % args.checkpoint_every == 0:
             save(args.work / "checkpoint.gguf")
     save(args.out)
