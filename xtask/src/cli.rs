@@ -36,6 +36,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Compare the engine with llama.cpp, by fixtures.
     Parity(ParityArgs),
+    /// Count how many requests of a file the model answers exactly, with the engine on this machine.
+    Eval(EvalArgs),
     /// Fuzz everything that reads what somebody else wrote.
     Fuzz(FuzzArgs),
     /// Count the lines of code that must be trusted.
@@ -240,6 +242,23 @@ pub struct ParityArgs {
     pub json: bool,
 }
 
+/// Arguments of `eval`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct EvalArgs {
+    /// Model file (default: the project's demo model).
+    #[arg(long, value_name = "PATH.gguf")]
+    pub model: Option<PathBuf>,
+    /// Requests and answers, one JSON object on each line (default: the demo model's held-out set).
+    #[arg(long, value_name = "PATH.jsonl")]
+    pub data: Option<PathBuf>,
+    /// Print the first N wrong answers of each tool on standard error.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub show: usize,
+    /// Print one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `fuzz`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct FuzzArgs {
@@ -277,6 +296,7 @@ mod tests {
             "x tcb --json",
             "x parity --filter s --json",
             "x parity --regenerate --python p --vocabularies d",
+            "x eval --model m.gguf --data d.jsonl --show 3 --json",
             "x fuzz a b --minutes 0.5",
             "x gdb --prompt hi",
         ] {

@@ -1,6 +1,7 @@
 //! `cargo xtask`: the only entry point for set-up, builds, runs, tests and benchmarks.
 //!
-//! Runs on the development machine; depends on `firmware` for packing, on nothing else of the project. Contains no unsafe code.
+//! Runs on the development machine; depends on `firmware` for packing and on the engine for `eval`, on nothing else of the
+//! project. Contains no unsafe code.
 #![forbid(unsafe_code)]
 
 mod attack;
@@ -8,6 +9,7 @@ mod bench;
 mod build;
 mod clean;
 mod cli;
+mod eval;
 mod failure;
 mod fuzz;
 mod gdb;
@@ -57,6 +59,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
         Command::Test(args) => return test::main(&paths, args),
         Command::Attack(args) => attack::main(&paths, args)?,
         Command::Bench(args) => bench::main(&paths, args)?,
+        Command::Eval(args) => eval::main(&paths, args)?,
         Command::Fuzz(args) => fuzz::main(&paths, args)?,
         Command::Parity(args) => return parity::main(&paths, args),
         Command::Tcb(args) => tcb::main(&paths, args)?,
