@@ -26,7 +26,7 @@ pub struct Cli {
 pub enum Command {
     /// Answers a prompt in a new partition, or without one every line of standard input, as a conversation if the model has a
     /// chat template
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Measures what giving pages to a partition and recalling them costs; prints one event line
     FlexmemBench {
         /// Fewer sizes and rounds
@@ -261,7 +261,7 @@ mod tests {
     fn run(arguments: &[&str]) -> std::result::Result<RunArgs, clap::Error> {
         let command = Cli::try_parse_from(["flexserve", "run"].iter().chain(arguments))?.command;
         match command {
-            Command::Run(run) => Ok(run),
+            Command::Run(run) => Ok(*run),
             other => panic!("{other:?}"),
         }
     }

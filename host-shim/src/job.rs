@@ -15,7 +15,7 @@ pub const JOB_PATH: &str = "/etc/flexserve/job.json";
 #[serde(tag = "action", rename_all = "lowercase")]
 pub enum Job {
     /// One prompt, or a session, through `flexserve run`.
-    Run(Run),
+    Run(Box<Run>),
     /// The system tests, which read the job themselves.
     Test,
     /// Any program.

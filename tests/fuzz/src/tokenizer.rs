@@ -28,7 +28,7 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
     }
     let mut file = File::default();
     file.text("tokenizer.ggml.model", if is_spm { b"llama" } else { b"gpt2" });
-    file.text("tokenizer.ggml.pre", *input.choose(&[&b"gpt-2"[..], b"llama-bpe", b"qwen2"])?);
+    file.text("tokenizer.ggml.pre", input.choose(&[&b"gpt-2"[..], b"llama-bpe", b"qwen2"])?);
     file.bool("tokenizer.ggml.add_space_prefix", bool::arbitrary(input)?);
     if !input.ratio(7, 8)? {
         file.bool("tokenizer.ggml.add_bos_token", bool::arbitrary(input)?);
