@@ -26,6 +26,7 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
         texts.push(input.bytes(length)?.to_vec());
         kinds.push(if input.ratio(3, 4)? { 1 } else { i32::from(u8::arbitrary(input)? % 8) });
     }
+    let mut merges_are_tokens = true;
     let mut file = File::default();
     file.text("tokenizer.ggml.model", if is_spm { b"llama" } else { b"gpt2" });
     file.text("tokenizer.ggml.pre", input.choose(&[&b"gpt-2"[..], b"llama-bpe", b"qwen2"])?);
@@ -49,6 +50,8 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
                 input.choose(&texts).cloned().unwrap_or_default(),
                 input.choose(&texts).cloned().unwrap_or_default(),
             );
+            // As in llama.cpp, a merge without a token of its own loses what is not ASCII in it.
+            merges_are_tokens &= texts.contains(&[&a[..], &b].concat());
             merges.push([&a[..], b" ", &b].concat());
         }
         file.strings("tokenizer.ggml.merges", &merges);
@@ -79,7 +82,12 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
     assert_eq!(streamed, String::from_utf8_lossy(&whole), "streaming differs");
     // With a token for every byte, and none that stands for something else, nothing is lost.
     let is_plain = kinds.iter().all(|kind| matches!(kind, 1 | 6)) && !tokenizer_ends(&tokenizer, &tokens);
-    if has_bytes && is_plain && !is_spm && texts[256..].iter().all(|text| is_stand_ins(text)) {
+    if has_bytes
+        && is_plain
+        && merges_are_tokens
+        && !is_spm
+        && texts[256..].iter().all(|text| is_stand_ins(text))
+    {
         assert_eq!(streamed, text, "the text is another one");
     }
     Ok(())
