@@ -10,7 +10,8 @@ use crate::{Error, Event, Flow, Report, Request, Result, Session, StopReason, Th
 ///
 /// # Invariant
 /// The session's first `position` tokens are the conversation's whole turns, all but `unsaid`, or all but the last answer if
-/// that is in `answer`. A turn that fails, or that is stopped before its answer begins, leaves that as it was.
+/// that is in `answer`. A turn that fails, or that is stopped before its answer begins, leaves that as it was,
+/// but for old tokens that had to make room for it ([`crate::SessionConfig::context_shift`]).
 #[derive(Debug, Default)]
 pub struct Conversation {
     position: usize,
@@ -58,9 +59,6 @@ impl Conversation {
         if session.position() != self.position {
             *self = Self::default();
         }
-        if self.is_empty() {
-            session.reset();
-        }
         let tokenizer = session.model().tokenizer();
         let turn = Turn {
             prompt: request.prompt,
@@ -87,29 +85,38 @@ impl Conversation {
         let before_turn = tokens.len();
         tokens.extend(turn_tokens);
 
-        let left = session.context() - start;
-        if tokens.len() >= left {
-            return Err(Error::ContextFull { tokens: tokens.len() + 1, left });
+        let room = session.room_after(start);
+        if tokens.len() >= room {
+            return Err(Error::ContextFull { tokens: tokens.len() + 1, left: room });
         }
         let thoughts =
             Thoughts::new(thinking != Thinking::Never, thinks, begins_in_thought, piece_bytes(session))?;
-        session.truncate(start);
+        // A first turn begins as others before may have begun.
+        let reused = if self.is_empty() { session.keep_prefix(&tokens) } else { 0 };
+        session.truncate(start.max(reused));
         self.position = start;
-        match decode(session, &tokens, request, thoughts, on_event) {
+        let forgotten = session.forgotten();
+        match decode(session, &tokens, reused, request, thoughts, on_event) {
             Ok(Outcome { report, unsaid, answer })
                 if report.stop != StopReason::Cancelled || report.tokens > 0 =>
             {
                 self.has_turns = true;
                 self.position = session.position();
-                (self.unsaid, self.answer) = if thinking == Thinking::Never {
-                    (unsaid, None)
-                } else {
-                    let position = start + before_turn + before_thought;
-                    (None, Some(Answer { position, tokens: answer }))
+                (self.unsaid, self.answer) = match answer {
+                    Some(tokens) => {
+                        let position = start + before_turn + before_thought;
+                        let position = session.moved_to(position, session.forgotten() - forgotten);
+                        (None, Some(Answer { position, tokens }))
+                    }
+                    None => (unsaid, None),
                 };
                 Ok(report)
             }
             unanswered => {
+                self.position = session.moved_to(start, session.forgotten() - forgotten);
+                if let Some(answer) = &mut self.answer {
+                    answer.position = self.position;
+                }
                 session.truncate(self.position);
                 unanswered.map(|outcome| outcome.report)
             }

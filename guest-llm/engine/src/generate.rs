@@ -56,7 +56,7 @@ impl<'r> Request<'r> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event<'e> {
-    /// A batch of the prompt has been processed; `done` of `total` tokens by now.
+    /// A batch of the prompt has been processed; `done` of `total` tokens by now, those that were there included.
     Prefill {
         /// Prompt tokens processed.
         done: usize,
@@ -104,13 +104,16 @@ pub enum StopReason {
 pub struct Report {
     /// Tokens of the prompt, with what was put around it.
     pub prompt_tokens: usize,
+    /// Of these, the first ones whose keys and values the session still had, so that they were not computed again.
+    pub reused_tokens: usize,
     /// Tokens generated, without the one that ends generation.
     pub tokens: usize,
     /// Why the answer ended.
     pub stop: StopReason,
 }
 
-/// Answers `request` in a fresh context (`session` is reset first), reporting through `on_event`.
+/// Answers `request` in a context of its own, reporting through `on_event`. Of what `session` held before, the tokens that the
+/// prompt begins with are used again ([`Session::keep_prefix`]), which changes no bit of the answer; the rest is forgotten.
 ///
 /// # Errors
 /// [`Error::EmptyPrompt`], [`Error::ContextFull`] when the prompt leaves no room for a token, [`Error::Parameter`] for
@@ -123,7 +126,6 @@ pub fn generate(
     request.check()?;
     let tokenizer = session.model().tokenizer();
     if !request.raw && tokenizer.chat_template().is_some() && !tokenizer.has_request_template() {
-        session.reset();
         return Conversation::new().answer(session, request, on_event);
     }
     let refuse =
@@ -135,12 +137,12 @@ pub fn generate(
         return refuse("think");
     }
     let prompt = tokenizer.encode_request(request.prompt, request.raw)?;
-    session.reset();
     if prompt.len() >= session.context() {
         return Err(Error::ContextFull { tokens: prompt.len() + 1, left: session.context() });
     }
     let thoughts = Thoughts::new(false, false, false, piece_bytes(session))?;
-    decode(session, &prompt, request, thoughts, on_event).map(|outcome| outcome.report)
+    let reused = session.keep_prefix(&prompt);
+    decode(session, &prompt, reused, request, thoughts, on_event).map(|outcome| outcome.report)
 }
 
 /// What an answer left behind.
@@ -149,8 +151,8 @@ pub(crate) struct Outcome {
     pub report: Report,
     /// The answer's last token, when it is not in the context.
     pub unsaid: Option<TokenId>,
-    /// The answer's tokens without thoughts, in models that may think.
-    pub answer: Vec<TokenId>,
+    /// The answer's tokens without thoughts, in models that may think; none if it is longer than a context.
+    pub answer: Option<Vec<TokenId>>,
 }
 
 /// Longest piece of text that a token completes.
@@ -159,25 +161,32 @@ pub(crate) fn piece_bytes(session: &Session<'_>) -> usize {
     (session.model().tokenizer().longest_text() + 4) * char::REPLACEMENT_CHARACTER.len_utf8()
 }
 
-/// Appends `prompt`, which leaves room for a token, and generates.
+/// Appends `prompt`, which leaves room for a token, but its first `reused` tokens, which are there, and generates.
 pub(crate) fn decode(
     session: &mut Session<'_>,
     prompt: &[TokenId],
+    reused: usize,
     request: &Request<'_>,
     thoughts: Thoughts,
     on_event: &mut dyn FnMut(Event<'_>) -> Flow,
 ) -> Result<Outcome> {
     let tokenizer = session.model().tokenizer();
     let mut outcome = Outcome {
-        report: Report { prompt_tokens: prompt.len(), tokens: 0, stop: StopReason::Cancelled },
+        report: Report {
+            prompt_tokens: prompt.len(),
+            reused_tokens: reused,
+            tokens: 0,
+            stop: StopReason::Cancelled,
+        },
         unsaid: None,
-        answer: Vec::new(),
+        answer: None,
     };
-    let keeps_answer = thoughts.template_has_them();
-    if keeps_answer {
-        let count = request.max_tokens.min(session.context() - session.position());
+    if thoughts.template_has_them() {
+        let count = request.max_tokens.min(session.context());
         let bytes = count * size_of::<TokenId>();
-        outcome.answer.try_reserve_exact(count).map_err(|_| Error::OutOfMemory { bytes })?;
+        let mut answer = Vec::new();
+        answer.try_reserve_exact(count).map_err(|_| Error::OutOfMemory { bytes })?;
+        outcome.answer = Some(answer);
     }
     let report = &mut outcome.report;
     let mut sampler = Sampler::new(&request.sampling, tokenizer.token_count())?;
@@ -191,7 +200,10 @@ pub(crate) fn decode(
     let mut filter = Filter::new(Stops::new(request.stop, piece_bytes(session))?, thoughts);
     let mut detokenizer = Detokenizer::new(tokenizer);
 
-    let flow = session.prefill(prompt, &mut |done, total| on_event(Event::Prefill { done, total }))?;
+    let rest = prompt.get(reused..).unwrap_or_default();
+    let flow = session.prefill(rest, &mut |done, _| {
+        on_event(Event::Prefill { done: done + reused, total: prompt.len() })
+    })?;
     if flow == Flow::Stop || on_event(Event::Prefilled { tokens: prompt.len() }) == Flow::Stop {
         return Ok(outcome);
     }
@@ -221,10 +233,12 @@ pub(crate) fn decode(
         if filter.push(detokenizer.push(token)?, on_event)? == Flow::Stop {
             return Ok(outcome);
         }
-        if keeps_answer {
-            outcome.answer.push(token);
+        // In a context that is shifted the answer may outgrow it; then what is there of it stays.
+        outcome.answer = outcome.answer.filter(|answer| answer.len() < answer.capacity());
+        if let Some(answer) = &mut outcome.answer {
+            answer.push(token);
             if detokenizer.is_empty() && filter.is_before_answer() {
-                outcome.answer.clear();
+                answer.clear();
             }
         }
         if filter.is_stopped() {
@@ -238,7 +252,7 @@ pub(crate) fn decode(
         if report.tokens == request.max_tokens {
             break StopReason::MaxTokens;
         }
-        if session.position() == session.context() {
+        if session.room() == 0 {
             break StopReason::ContextFull;
         }
         session.decode(token)?;

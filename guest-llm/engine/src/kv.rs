@@ -6,11 +6,12 @@
 //! token order. Finding a row is O(1).
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::budget::Budget;
 use crate::{Error, Result};
 
-pub use crate::kernels::KvFormat;
+pub use crate::kernels::{KvFormat, UnknownKvFormat};
 
 /// Tokens per chunk.
 pub const CHUNK_TOKENS: usize = 16;
@@ -100,17 +101,40 @@ impl KvCache {
         Ok(KvCache { shape, pool, table: budget.reserve(chunks)? })
     }
 
-    /// Gives all blocks back.
-    pub fn clear(&mut self) {
-        self.truncate(0);
-    }
-
     /// Gives back all blocks but those that the first `tokens` tokens need.
     pub fn truncate(&mut self, tokens: usize) {
         while self.table.len() > tokens.div_ceil(CHUNK_TOKENS)
             && let Some(block) = self.table.pop()
         {
             self.pool.give_back(block);
+        }
+    }
+
+    /// Gives back the blocks of some chunks; those behind them move up.
+    pub fn remove(&mut self, chunks: Range<usize>) {
+        let end = chunks.end.min(self.table.len());
+        for block in self.table.drain(chunks.start.min(end)..end) {
+            self.pool.give_back(block);
+        }
+    }
+
+    /// Has `change` rewrite every key, of all layers and heads, of the tokens from `first`, the first of a chunk, to `end`.
+    /// `key` is room for one.
+    pub fn rewrite_keys(&mut self, first: usize, end: usize, key: &mut [f32], change: impl Fn(&mut [f32])) {
+        let KvShape { format, layers, heads, .. } = self.shape;
+        let row_bytes = self.shape.key_bytes();
+        for chunk in first / CHUNK_TOKENS..end.div_ceil(CHUNK_TOKENS) {
+            let count = (end - chunk * CHUNK_TOKENS).min(CHUNK_TOKENS);
+            for layer in 0..layers {
+                let range = self.layer_range(chunk, layer).unwrap_or_default();
+                let part = self.pool.memory.get_mut(range).unwrap_or_default();
+                let rows = part.chunks_exact_mut(row_bytes.max(1)).take(CHUNK_TOKENS * heads);
+                for (_, row) in rows.enumerate().filter(|(index, _)| index % CHUNK_TOKENS < count) {
+                    format.load(row, key);
+                    change(key);
+                    format.store(key, row);
+                }
+            }
         }
     }
 
@@ -158,7 +182,7 @@ impl KvCache {
         &self.shape
     }
 
-    fn layer_range(&self, chunk: usize, layer: usize) -> Option<core::ops::Range<usize>> {
+    fn layer_range(&self, chunk: usize, layer: usize) -> Option<Range<usize>> {
         let start = self.pool.start(*self.table.get(chunk)?) + layer * self.shape.layer_bytes();
         Some(start..start + self.shape.layer_bytes())
     }
@@ -206,8 +230,38 @@ mod tests {
                     }
                 }
             }
-            kv.clear();
+            kv.truncate(0);
         }
+    }
+
+    #[test]
+    fn chunks_that_are_removed_come_back_to_the_pool_and_keys_are_rewritten_where_they_move() {
+        let mut kv = KvCache::new(SHAPE, 64, &mut Budget::new(usize::MAX)).unwrap();
+        kv.extend_to(55).unwrap();
+        for layer in 0..2 {
+            for position in 0..55 {
+                let keys: Vec<f32> =
+                    (0..12).map(|i| (position * 100 + layer * 50 + i / 4 * 10) as f32).collect();
+                kv.store(layer, position, &keys, &[position as f32; 6]);
+            }
+        }
+        kv.remove(1..3);
+        kv.rewrite_keys(16, 23, &mut [0.0; 4], |key| key.iter_mut().for_each(|k| *k += 0.5));
+        for position in 0..23 {
+            let (old, change) = if position < 16 { (position, 0.0) } else { (position + 32, 0.5) };
+            for (layer, head) in [(0, 0), (0, 2), (1, 1)] {
+                let (keys, values) = kv.rows(position / 16, layer, head);
+                let expected = (old * 100 + layer * 50 + head * 10) as f32 + change;
+                assert_eq!(row(keys, position % 16, 4), [expected; 4], "{position} {layer} {head}");
+                assert_eq!(row(values, position % 16, 2), [old as f32; 2]);
+            }
+        }
+        // Both blocks are free again.
+        kv.extend_to(64).unwrap();
+        kv.remove(2..9);
+        assert_eq!(kv.table.len(), 2);
+        kv.extend_to(64).unwrap();
+        assert!(kv.extend_to(65).is_err());
     }
 
     #[test]

@@ -60,7 +60,10 @@ fn events_come_in_order_and_the_report_counts() {
         outcome.events,
         ["Prefill { done: 4, total: 5 }", "Prefill { done: 5, total: 5 }", "Prefilled { tokens: 5 }"]
     );
-    assert_eq!(outcome.report, Report { prompt_tokens: 5, tokens: 5, stop: StopReason::MaxTokens });
+    assert_eq!(
+        outcome.report,
+        Report { prompt_tokens: 5, reused_tokens: 0, tokens: 5, stop: StopReason::MaxTokens }
+    );
     let none = run(&file(), &request("the", 0, Sampling::default()), 64).unwrap();
     assert_eq!((none.report.tokens, none.report.stop, none.text.as_str()), (0, StopReason::MaxTokens, ""));
 }
@@ -69,7 +72,10 @@ fn events_come_in_order_and_the_report_counts() {
 fn an_answer_ends_with_the_context() {
     let outcome = run(&file(), &request("the", usize::MAX, Sampling::default()), 9).unwrap();
     // Two tokens of prompt and seven of answer are in the context; the eighth was chosen when it was full.
-    assert_eq!(outcome.report, Report { prompt_tokens: 2, tokens: 8, stop: StopReason::ContextFull });
+    assert_eq!(
+        outcome.report,
+        Report { prompt_tokens: 2, reused_tokens: 0, tokens: 8, stop: StopReason::ContextFull }
+    );
     let full = run(&file(), &request("the the the the", 9, Sampling::default()), 5);
     assert_eq!(full.err(), Some(Error::ContextFull { tokens: 6, left: 5 }));
 }
@@ -109,6 +115,8 @@ fn the_caller_can_stop_at_every_event() {
     assert!(total > 4);
     for last in 1..=total {
         let mut count = 0;
+        // Otherwise less of the prompt would be left to compute.
+        session.reset();
         let report = generate(&mut session, &request, &mut |_| {
             count += 1;
             if count == last { Flow::Stop } else { Flow::Continue }

@@ -101,9 +101,9 @@ fn the_batch_makes_no_difference_to_any_bit() {
     let shapes = [&[Q8_0][..], &[F16], &[F32], &[F16, Q8_0]].map(Shape::tiny);
     let qwen3 = Shape { architecture: "qwen3", ..Shape::tiny(&[Q8_0]) };
     for shape in shapes.into_iter().chain([qwen3]) {
-        let file = Random::new(&shape, 7).file.bytes();
+        let file = Random::new(&shape.with_heads_of(32), 7).file.bytes();
         let model = Model::load(&file, &Limits::default()).unwrap();
-        for kv in [KvFormat::F32, KvFormat::F16] {
+        for kv in KvFormat::ALL {
             let tokens = tokens(50);
             let expected = logits(&model, &tokens, 1, kv);
             for batch in [3, 16, 49, 1000] {
@@ -117,21 +117,27 @@ fn the_batch_makes_no_difference_to_any_bit() {
 /// The constants were computed on x86-64; the test also runs on aarch64, with SIMD kernels.
 #[test]
 fn logits_have_the_same_bits_on_every_target() {
-    for (types, kv, expected) in [
-        (&[Q8_0][..], KvFormat::F16, 0x46b108b06d2fc6c0),
-        (&[Q8_0], KvFormat::F32, 0xb7d40a8365b2a4d2),
-        (&[F16, F32], KvFormat::F16, 0xbb5e4916399c0a38_u64),
-    ] {
-        let shape = Shape { rope_freqs: true, tied: false, ..Shape::tiny(types) };
+    let hash = |types: &[u32], kv| {
+        let shape = Shape { rope_freqs: true, tied: false, ..Shape::tiny(types).with_heads_of(32) };
         let file = Random::new(&shape, 8).file.bytes();
         let model = Model::load(&file, &Limits::default()).unwrap();
         let logits = logits(&model, &tokens(60), 7, kv);
         // FNV-1a, 64 bits.
         let bytes = logits.iter().flat_map(|logit| logit.to_le_bytes());
-        let hash = bytes
-            .fold(0xcbf29ce484222325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100000001b3));
-        assert_eq!(hash, expected, "{hash:#x} with {types:?} {kv:?}");
-    }
+        bytes.fold(0xcbf29ce484222325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100000001b3))
+    };
+    let found = [
+        hash(&[Q8_0], KvFormat::F16),
+        hash(&[Q8_0], KvFormat::F32),
+        hash(&[F16, F32], KvFormat::F16),
+        hash(&[F16, F32], KvFormat::F32),
+        hash(&[Q8_0], KvFormat::Q8_0),
+    ];
+    assert_eq!(
+        found,
+        [0xb3387e8d7f627687, 0xea60dbf242a4ab51, 0x040ad9f931b02e9e, 0x2bcc998f592399a1, 0xfad199c881076d4c],
+        "{found:#x?}"
+    );
 }
 
 #[test]
@@ -144,6 +150,32 @@ fn half_precision_keys_and_values_differ_little() {
     let found = difference(&logits(&model, &tokens, 8, KvFormat::F16), expected.last().unwrap());
     assert!(found > 1e-5, "half precision is not used at all: {found}");
     assert!(found < 1e-2, "{found}");
+}
+
+#[test]
+fn quantised_keys_and_values_differ_little_more() {
+    let random = Random::new(&Shape::tiny(&[F32]).with_heads_of(64), 9);
+    let file = random.file.bytes();
+    let model = Model::load(&file, &Limits::default()).unwrap();
+    let tokens = tokens(40);
+    let expected = random.logits(&tokens);
+    let found = difference(&logits(&model, &tokens, 8, KvFormat::Q8_0), expected.last().unwrap());
+    assert!(found > 1e-3, "8 bits are not used at all: {found}");
+    assert!(found < 5e-2, "{found}");
+}
+
+#[test]
+fn quantised_keys_need_heads_of_whole_blocks() {
+    let shape = Shape::tiny(&[F32]).with_heads_of(32);
+    for (key_length, value_length, fits) in [(32, 64, true), (16, 32, false), (32, 48, false)] {
+        let shape = Shape { key_length, rope_dimensions: key_length, value_length, ..shape.clone() };
+        let file = Random::new(&shape, 1).file.bytes();
+        let model = Model::load(&file, &Limits::default()).unwrap();
+        let config = SessionConfig { kv: KvFormat::Q8_0, ..SessionConfig::for_model(&model) };
+        let refused = matches!(Session::new(&model, &config), Err(Error::Parameter { .. }));
+        assert_eq!(refused, !fits, "{key_length} {value_length}");
+        assert_eq!(Session::required_bytes(&model, &config).is_ok(), fits);
+    }
 }
 
 #[test]

@@ -19,13 +19,13 @@ use flexserve_engine::{
 };
 
 const USAGE: &str =
-    "usage: flexserve-engine run MODEL [-p PROMPT] [-n TOKENS] [-c CONTEXT] [--batch TOKENS] [--kv f16|f32]
-                            [--threads N] [--raw] [--system TEXT] [--think true|false] [--temp T] [--top-k K]
+    "usage: flexserve-engine run MODEL [-p PROMPT] [-n TOKENS] [-c CONTEXT] [--batch TOKENS] [--kv f32|f16|q8_0]
+                            [--context-shift] [--keep TOKENS] [--threads N] [--raw] [--system TEXT] [--think true|false] [--temp T] [--top-k K]
                             [--top-p P] [--min-p P] [--repeat-penalty R] [--repeat-last-n N] [--seed N]
                             [--stop TEXT]... [-j SCHEMA|@FILE]
        flexserve-engine info MODEL [--tensors]
        flexserve-engine tokens MODEL [-p PROMPT] [--raw]
-       flexserve-engine bench MODEL [-p TOKENS] [-n TOKENS] [-r REPETITIONS] [-c CONTEXT] [--batch TOKENS] [--kv f16|f32]
+       flexserve-engine bench MODEL [-p TOKENS] [-n TOKENS] [-r REPETITIONS] [-c CONTEXT] [--batch TOKENS] [--kv f32|f16|q8_0]
                               [--threads N] [--profile] [--json]
        flexserve-engine random MODEL [--architecture llama|qwen2|qwen3] [--format FORMAT] [--size BYTES] [--width N]
                                [--vocabulary N] [--seed N]
@@ -33,6 +33,7 @@ const USAGE: &str =
 
 run answers PROMPT (default: standard input), greedily unless --temp is above 0; --raw completes it as it is. Thoughts go
 to standard error. -j (--json-schema) makes the answer follow a JSON schema; {} is any object.
+With --context-shift an answer goes on when the context is full: the oldest half of it is forgotten, but for --keep tokens.
 info prints what the file says of itself. tokens prints the prompt's token ids.
 bench measures prefill (default: of 128 tokens) and decoding (of 64), each from an empty context; --profile also tells
 where the time goes. random writes a model of random weights: FORMAT is F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1,
@@ -49,6 +50,8 @@ struct Arguments {
     context: Option<usize>,
     batch: Option<usize>,
     kv: Option<KvFormat>,
+    context_shift: bool,
+    keep: usize,
     threads: usize,
     sampling: Sampling,
     stop: Vec<String>,
@@ -161,14 +164,13 @@ fn answer(model: &Model<'_>, arguments: &Arguments, load_ms: f64) -> Result<(), 
     let _ = writeln!(output);
     let prefill = (prefilled - started).as_secs_f64();
     eprintln!(
-        "{:?}; load {load_ms:.1} ms; prefill {} tokens, {:.1} tokens/s; decode {} tokens, {:.1} tokens/s; memory {} KiB + {} KiB",
+        "{:?}; load {load_ms:.1} ms; prefill {} tokens, {:.1} tokens/s; decode {} tokens, {:.1} tokens/s; memory {}",
         report.stop,
         report.prompt_tokens,
         report.prompt_tokens as f64 / prefill,
         report.tokens,
         report.tokens as f64 / decoding,
-        model.memory_bytes().div_ceil(1024),
-        Session::required_bytes(model, &config).map_err(failed)?.div_ceil(1024),
+        memory(model, &config).map_err(failed)?,
     );
     Ok(())
 }
@@ -179,6 +181,7 @@ fn configuration(model: &Model<'_>, arguments: &Arguments) -> SessionConfig {
         context: arguments.context.unwrap_or(defaults.context),
         batch: arguments.batch.unwrap_or(defaults.batch),
         kv: arguments.kv.unwrap_or(defaults.kv),
+        context_shift: arguments.context_shift.then_some(arguments.keep),
         threads: arguments.threads,
         ..defaults
     }
@@ -213,6 +216,25 @@ fn measure(model: &Model<'_>, arguments: &Arguments) -> Result<(), Failure> {
         print!("{}", figures.text())
     }
     Ok(())
+}
+
+/// What is allocated beyond the file, by purpose, and how much more that is than keys, values and activations.
+fn memory(model: &Model<'_>, config: &SessionConfig) -> Result<String, flexserve_engine::Error> {
+    let memory = Session::memory(model, config)?;
+    let tables = model.memory_bytes();
+    let kib = |bytes: usize| bytes.div_ceil(1024);
+    let floor = (memory.kv + memory.activations) as f64;
+    Ok(format!(
+        "{} KiB: keys and values ({}) {}, activations {}, scratch {} (in all {:.2} times keys, values and activations), \
+         model tables {}",
+        kib(memory.total() + tables),
+        config.kv,
+        kib(memory.kv),
+        kib(memory.activations),
+        kib(memory.scratch),
+        memory.total() as f64 / floor,
+        kib(tables),
+    ))
 }
 
 fn describe(model: &Model<'_>, tensors: bool) -> String {
@@ -265,6 +287,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
         context: None,
         batch: None,
         kv: None,
+        context_shift: false,
+        keep: 0,
         threads: 1,
         sampling: Sampling::default(),
         stop: Vec::new(),
@@ -290,13 +314,12 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, Failure> 
             "-n" => arguments.max_tokens = number(&word, value()?)?,
             "-c" => arguments.context = Some(number(&word, value()?)?),
             "--batch" => arguments.batch = Some(number(&word, value()?)?),
-            "--kv" => {
-                arguments.kv = match value()?.as_str() {
-                    "f16" => Some(KvFormat::F16),
-                    "f32" => Some(KvFormat::F32),
-                    other => return Err(usage(format!("no format {other}"))),
-                }
+            "--kv" | "--cache-type" => {
+                let format: KvFormat = value()?.parse().map_err(|e| usage(format!("{word}: {e}")))?;
+                arguments.kv = Some(format);
             }
+            "--context-shift" => arguments.context_shift = true,
+            "--keep" => arguments.keep = number(&word, value()?)?,
             "--threads" => {
                 arguments.threads = number(&word, value()?)?;
                 if !(1..=threads::MAX_THREADS).contains(&arguments.threads) {

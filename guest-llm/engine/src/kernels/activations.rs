@@ -7,6 +7,7 @@ use super::half::{f16_to_f32, f32_to_f16};
 use super::matrix::Matrix;
 use crate::Result;
 use crate::budget::Budget;
+use crate::gguf::TensorType;
 
 /// 32 activations, for products with formats of 32: `x = scale * q`, `q` within -127..=127. Both floats are rounded to half
 /// precision, as llama.cpp stores them, so that logits can be compared with its own.
@@ -38,10 +39,11 @@ pub struct SuperQuantised {
 }
 
 impl Quantised {
-    const ZERO: Self = Quantised { quants: [0; BLOCK], scale: 0.0, sum: 0, total: 0.0 };
+    /// Zeros.
+    pub const ZERO: Self = Quantised { quants: [0; BLOCK], scale: 0.0, sum: 0, total: 0.0 };
 
     /// Quantises 32 activations.
-    pub(super) fn set(&mut self, values: &[f32; BLOCK]) {
+    pub fn set(&mut self, values: &[f32; BLOCK]) {
         let half = |value| f16_to_f32(f32_to_f16(value));
         let scale = quantise(values, &mut self.quants) / 127.0;
         self.sum = self.quants.iter().fold(0, |sum, quant| sum.wrapping_add(i32::from(*quant)));
@@ -69,6 +71,28 @@ impl SuperQuantised {
     }
 }
 
+/// The forms of quantised activations that some matrices want.
+#[derive(Clone, Copy, Debug)]
+pub struct Forms {
+    blocks: bool,
+    supers: bool,
+}
+
+impl Forms {
+    /// The forms that matrices of these types want.
+    pub fn of(types: impl Iterator<Item = TensorType>) -> Self {
+        types.map(TensorType::block_length).fold(Forms { blocks: false, supers: false }, |forms, length| {
+            Forms { blocks: forms.blocks || length == BLOCK, supers: forms.supers || length == SUPER }
+        })
+    }
+
+    /// Numbers of blocks of each form for so many activations.
+    fn counts(self, elements: usize) -> (usize, usize) {
+        let count = |wanted: bool, length| if wanted { elements.div_ceil(length) } else { 0 };
+        (count(self.blocks, BLOCK), count(self.supers, SUPER))
+    }
+}
+
 /// Room for a batch of activations in the forms that matrices are multiplied with.
 #[derive(Debug)]
 pub struct InputBuffer {
@@ -86,17 +110,19 @@ pub struct Input<'i> {
 }
 
 impl InputBuffer {
-    /// Bytes that [`InputBuffer::new`] allocates for at most `elements` activations.
-    pub fn required_bytes(elements: usize) -> usize {
-        let blocks = elements.div_ceil(BLOCK).saturating_mul(size_of::<Quantised>());
-        blocks.saturating_add(elements.div_ceil(SUPER).saturating_mul(size_of::<SuperQuantised>()))
+    /// Bytes that [`InputBuffer::new`] allocates for at most `elements` activations in these forms.
+    pub fn required_bytes(elements: usize, forms: Forms) -> usize {
+        let (blocks, supers) = forms.counts(elements);
+        let blocks = blocks.saturating_mul(size_of::<Quantised>());
+        blocks.saturating_add(supers.saturating_mul(size_of::<SuperQuantised>()))
     }
 
-    /// Allocates for at most `elements` activations.
-    pub fn new(elements: usize, budget: &mut Budget) -> Result<Self> {
+    /// Allocates for at most `elements` activations in these forms.
+    pub fn new(elements: usize, forms: Forms, budget: &mut Budget) -> Result<Self> {
+        let (blocks, supers) = forms.counts(elements);
         Ok(InputBuffer {
-            blocks: budget.filled(Quantised::ZERO, elements.div_ceil(BLOCK))?,
-            supers: budget.filled(SuperQuantised::ZERO, elements.div_ceil(SUPER))?,
+            blocks: budget.filled(Quantised::ZERO, blocks)?,
+            supers: budget.filled(SuperQuantised::ZERO, supers)?,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Which instruction set there is, and the kernels for it.
 
 use super::activations::Input;
+use super::attention::{self, Step};
 use super::matrix::{Part, RowScratch};
 use super::portable;
 
@@ -21,10 +22,6 @@ macro_rules! dots {
 }
 
 dots! {
-    /// Dot product of little-endian F32 with `x`, over the shorter of both.
-    dot_f32(u8);
-    /// Dot product of F16 with `x`, over the shorter of both.
-    dot_f16(u8);
     /// Dot product of two slices, over the shorter of both.
     dot_slices(f32);
 }
@@ -50,4 +47,16 @@ pub fn multiply(part: &Part<'_, '_>, input: &Input<'_>, scratch: &mut RowScratch
     }
     let _ = scratch;
     multiply_portable(part, input);
+}
+
+/// Attention over a chunk with the best instructions of this CPU.
+pub fn attend(step: &mut Step<'_, '_>) {
+    #[cfg(target_arch = "x86_64")]
+    if super::x86::attend(step) {
+        return;
+    }
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    return super::neon::attend(step);
+    #[allow(unreachable_code, reason = "where there are instructions that help")]
+    attention::attend_portable(step);
 }

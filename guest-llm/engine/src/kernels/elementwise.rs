@@ -19,13 +19,6 @@ pub fn add_bias(out: &mut [f32], bias: &[u8]) {
     }
 }
 
-/// Multiplies `out` by `factor`.
-pub fn scale(out: &mut [f32], factor: f32) {
-    for out in out {
-        *out *= factor;
-    }
-}
-
 /// Root mean square normalisation: `out = x / sqrt(mean(x^2) + epsilon) * weight`, the weight in little-endian F32.
 pub fn rms_norm(x: &[f32], weight: &[u8], epsilon: f32, out: &mut [f32]) {
     let factor = rms_factor(x, epsilon);
@@ -78,6 +71,7 @@ pub fn rope_rotate_halves(x: &mut [f32], head_length: usize, rotation: &[(f32, f
 
 /// One step of a running softmax: given the greatest score so far and new `scores`, replaces these by
 /// `exp(score - greatest)` and returns the new greatest, the factor for what was summed before, and the scores' sum.
+#[inline(always)]
 pub fn softmax_step(greatest: f32, scores: &mut [f32]) -> (f32, f32, f32) {
     let new = scores.iter().fold(greatest, |max, score| if *score > max { *score } else { max });
     for score in scores.iter_mut() {
@@ -90,7 +84,7 @@ pub fn softmax_step(greatest: f32, scores: &mut [f32]) -> (f32, f32, f32) {
 /// The exponential function, within 2 units in the last place; 0 below -87.3, infinite above 88.7, NaN for NaN.
 ///
 /// Branch-free, so that loops over it vectorise, which `libm`'s does not.
-#[inline]
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // 1.5 * 2^23: adding it rounds to an integer, found in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;

@@ -3,11 +3,12 @@
 //! Every kernel defines the order in which it rounds and sums, so that all instruction sets, batch sizes and numbers of
 //! threads agree bit by bit; [`portable`] says what the order is, by example. The kernels for matrices are written once,
 //! over the primitives that [`simd`] lists: `gemv` multiplies few tokens with rows in place, `gemm` many tokens with
-//! panels of unpacked rows, `floats` rows of floats; `multiply` chooses. `x86` and `neon` implement the primitives, and
+//! panels of unpacked rows, `floats` rows of floats; `multiply` chooses; `attention` is written likewise. `x86` and `neon` implement the primitives, and
 //! [`cpu`] finds out which there are. Nothing here panics on any input of the right length, NaN and infinity included.
 //! Unsafe lives in `x86` and `neon` only.
 
 mod activations;
+mod attention;
 mod blocks;
 mod cpu;
 mod elementwise;
@@ -30,10 +31,13 @@ mod tests;
 #[allow(unsafe_code)]
 mod x86;
 
-pub use activations::{Input, InputBuffer};
+pub use activations::{Forms, Input, InputBuffer, Quantised};
+pub use attention::{Query, Step, TILE};
+pub use blocks::BLOCK;
+pub use cpu::attend;
 pub use elementwise::{
-    add_assign, add_bias, rms_norm, rms_norm_heads, rope_rotate_halves, rope_rotate_neighbours, scale,
-    silu_mul, softmax_step,
+    add_assign, add_bias, rms_norm, rms_norm_heads, rope_rotate_halves, rope_rotate_neighbours, silu_mul,
+    softmax_step,
 };
-pub use kv_row::KvFormat;
+pub use kv_row::{KvFormat, UnknownKvFormat};
 pub use matrix::{Matrix, RowScratch, Workers, matmul};

@@ -5,7 +5,8 @@ use core::arch::aarch64::*;
 use zerocopy::IntoBytes;
 
 use super::activations::Input;
-use super::blocks::{F16, F32, SUBS, view};
+use super::attention::{self, Step};
+use super::blocks::{F32, SUBS, view};
 use super::matrix::{Part, RowScratch};
 use super::portable::LANES;
 use super::simd::{Lanes, ROWS, Simd};
@@ -23,14 +24,9 @@ pub fn multiply(part: &Part<'_, '_>, input: &Input<'_>, scratch: &mut RowScratch
     true
 }
 
-/// Dot product of little-endian F32 with `x`, over the shorter of both.
-pub fn dot_f32(row: &[u8], x: &[f32]) -> f32 {
-    floats::dot::<Neon, F32>(Neon, view(row), x)
-}
-
-/// Dot product of F16 with `x`, over the shorter of both.
-pub fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
-    floats::dot::<Neon, F16>(Neon, view(row), x)
+/// Attention over a chunk.
+pub fn attend(step: &mut Step<'_, '_>) {
+    attention::attend(Neon, step);
 }
 
 /// Dot product of two slices, over the shorter of both.
@@ -422,6 +418,17 @@ impl Simd for Neon {
                 vreinterpretq_f32_u16(vzip1q_u16(zero, high)),
                 vreinterpretq_f32_u16(vzip2q_u16(zero, high)),
             ]
+        }
+    }
+
+    #[inline(always)]
+    fn store_sixteen(self, floats: Self::Sixteen, out: &mut [f32; LANES]) {
+        let at = out.as_mut_ptr();
+        n! {
+            vst1q_f32(at, floats[0]);
+            vst1q_f32(at.add(4), floats[1]);
+            vst1q_f32(at.add(8), floats[2]);
+            vst1q_f32(at.add(12), floats[3]);
         }
     }
 

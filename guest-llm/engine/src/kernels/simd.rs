@@ -169,6 +169,9 @@ pub trait Simd: Copy {
     /// Loads BF16.
     fn load_bf16(self, bytes: &[u8; 2 * LANES]) -> Self::Sixteen;
 
+    /// Stores floats.
+    fn store_sixteen(self, floats: Self::Sixteen, out: &mut [f32; LANES]);
+
     /// `a * b + c`, rounded once.
     fn fma_sixteen(self, a: Self::Sixteen, b: Self::Sixteen, c: Self::Sixteen) -> Self::Sixteen;
 

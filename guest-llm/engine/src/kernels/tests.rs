@@ -6,7 +6,7 @@ use std::vec::Vec;
 use spin::mutex::SpinMutex;
 
 use super::half::{f16_to_f32, f32_to_f16};
-use super::{InputBuffer, Matrix, RowScratch, Workers, cpu, matmul, portable};
+use super::{Forms, InputBuffer, Matrix, RowScratch, Workers, cpu, matmul, portable};
 use crate::budget::Budget;
 use crate::gguf::{TensorInfo, TensorType};
 use crate::parallel::Serial;
@@ -90,14 +90,16 @@ fn float_dots_follow_their_definition_and_variants_agree() {
         let dot = portable::dot_f32(&single, &x);
         assert!(close(dot, exact(&w), count as f64));
         assert_eq!(dot.to_bits(), portable::dot_slices(&w, &x).to_bits());
-        assert_eq!(dot.to_bits(), cpu::dot_f32(&single, &x).to_bits());
         assert_eq!(dot.to_bits(), cpu::dot_slices(&w, &x).to_bits());
 
         let half = bytes(&w, |w| f32_to_f16(w).to_le_bytes());
         let rounded: Vec<f32> = w.iter().map(|w| f16_to_f32(f32_to_f16(*w))).collect();
         let dot = portable::dot_f16(&half, &x);
         assert!(close(dot, exact(&rounded), count as f64));
-        assert_eq!(dot.to_bits(), cpu::dot_f16(&half, &x).to_bits(), "{count}");
+        if count > 0 {
+            let variant = product(TensorType::F16, &half, (count, 1), &x)[0];
+            assert_eq!(dot.to_bits(), variant.to_bits(), "{count}");
+        }
         assert_eq!(dot.to_bits(), portable::dot_slices(&rounded, &x).to_bits(), "{count}");
     }
 }
@@ -117,7 +119,7 @@ fn the_order_of_summation_is_the_documented_one() {
     }
     let ones = vec![1.0; 33];
     assert_eq!(portable::dot_slices(&ones, &x), sums[0] + 1.0);
-    assert_eq!(cpu::dot_f16(&bytes(&ones, |w| f32_to_f16(w).to_le_bytes()), &x), sums[0] + 1.0);
+    assert_eq!(cpu::dot_slices(&ones, &x), sums[0] + 1.0);
 }
 
 #[test]
@@ -133,11 +135,16 @@ fn floats_are_multiplied_and_added_with_one_rounding() {
 #[test]
 fn every_half_has_the_same_product_in_all_variants() {
     for start in (0..=u16::MAX).step_by(16) {
-        let halves: Vec<u16> = (start..=start + 15).collect();
+        // What is no number has many forms, of which instruction sets choose different ones.
+        let is_nan = |half: &u16| f16_to_f32(*half).is_nan();
+        let halves: Vec<u16> = (start..=start + 15).filter(|half| !is_nan(half)).collect();
+        if halves.is_empty() {
+            continue;
+        }
         let row = bytes(&halves, u16::to_le_bytes);
-        let x: Vec<f32> = (1..=16).map(|i| i as f32).collect();
-        let (a, b) = (portable::dot_f16(&row, &x), cpu::dot_f16(&row, &x));
-        assert!(a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()), "{start:#x}: {a} {b}");
+        let x: Vec<f32> = (1..=halves.len()).map(|i| i as f32).collect();
+        let (a, b) = (portable::dot_f16(&row, &x), product(TensorType::F16, &row, (x.len(), 1), &x)[0]);
+        assert_eq!(a.to_bits(), b.to_bits(), "{start:#x}: {a} {b}");
     }
 }
 
@@ -147,7 +154,7 @@ fn product(ty: TensorType, data: &[u8], shape: (usize, usize), x: &[f32]) -> Vec
     let tensor = TensorInfo::for_test(ty, columns, rows, data);
     let matrix = Matrix::new(&tensor);
     let mut budget = Budget::new(usize::MAX);
-    let mut buffer = InputBuffer::new(x.len(), &mut budget).unwrap();
+    let mut buffer = InputBuffer::new(x.len(), Forms::of([ty].into_iter()), &mut budget).unwrap();
     let scratch = [SpinMutex::new(RowScratch::new(columns, x.len() / columns, &mut budget).unwrap())];
     let workers = Workers { parallel: &Serial, scratch: &scratch };
     let input = buffer.prepare(x, columns, &[&matrix]);
@@ -281,7 +288,7 @@ fn activations_of_any_kind_are_quantised_without_harm() {
         let matrix = TensorInfo::for_test(ty, columns, 1, &block);
         let matrix = Matrix::new(&matrix);
         let mut budget = Budget::new(usize::MAX);
-        let mut buffer = InputBuffer::new(columns, &mut budget).unwrap();
+        let mut buffer = InputBuffer::new(columns, Forms::of([ty].into_iter()), &mut budget).unwrap();
         let input = buffer.prepare(&one, columns, &[&matrix]);
         assert!(
             portable::dot_row(ty, &block, &input, 0).is_nan(),
@@ -298,7 +305,8 @@ fn a_small_batch_is_small_in_a_large_buffer() {
         let data = Numbers(5).blocks(ty, columns / ty.block_length());
         let tensor = TensorInfo::for_test(ty, columns, 1, &data);
         let matrix = Matrix::new(&tensor);
-        let mut buffer = InputBuffer::new(32 * columns, &mut Budget::new(usize::MAX)).unwrap();
+        let forms = Forms::of([TensorType::Q8_0, TensorType::Q4K].into_iter());
+        let mut buffer = InputBuffer::new(32 * columns, forms, &mut Budget::new(usize::MAX)).unwrap();
         for tokens in [1, 2, 31, 32] {
             let values = vec![1.0; tokens * columns];
             let input = buffer.prepare(&values, columns, &[&matrix]);

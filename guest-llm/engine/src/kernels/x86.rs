@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use zerocopy::IntoBytes;
 
 use super::activations::Input;
-use super::blocks::{F16, F32, SUBS, view};
+use super::attention::{self, Step};
+use super::blocks::{F32, SUBS, view};
 use super::matrix::{Part, RowScratch};
 use super::portable::LANES;
 use super::simd::{Lanes, ROWS, Simd};
@@ -117,8 +118,37 @@ pub(super) fn multiply_at(
     true
 }
 
+/// Attention over a chunk, if there are instructions that help.
+pub fn attend(step: &mut Step<'_, '_>) -> bool {
+    attend_at(Level::detect(), step)
+}
+
+/// Attention over a chunk with the instructions of `level`, of which the CPU must have told at least that.
+pub(super) fn attend_at(level: Level, step: &mut Step<'_, '_>) -> bool {
+    if level > Level::detect() {
+        return false;
+    }
+    match level {
+        Level::None => return false,
+        // SAFETY: the CPU has been asked.
+        Level::Avx2 => unsafe { attend_avx2(Avx2(()), step) },
+        // SAFETY: as above.
+        Level::AvxVnni => unsafe { attend_avx_vnni(AvxVnni(Avx2(())), step) },
+        // SAFETY: as above.
+        Level::Avx512 => unsafe { attend_avx512(Avx512(Avx2(())), step) },
+    }
+    true
+}
+
 macro_rules! entry {
-    ($name:ident, $isa:ty, $features:literal) => {
+    ($name:ident, $attend:ident, $isa:ty, $features:literal) => {
+        /// # Safety
+        /// The CPU must have the features.
+        #[target_feature(enable = $features)]
+        unsafe fn $attend(s: $isa, step: &mut Step<'_, '_>) {
+            attention::attend(s, step);
+        }
+
         /// # Safety
         /// The CPU must have the features.
         #[target_feature(enable = $features)]
@@ -130,9 +160,9 @@ macro_rules! entry {
     };
 }
 
-entry!(multiply_avx2, Avx2, "avx2,fma,f16c");
-entry!(multiply_avx_vnni, AvxVnni, "avx2,fma,f16c,avxvnni");
-entry!(multiply_avx512, Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni");
+entry!(multiply_avx2, attend_avx2, Avx2, "avx2,fma,f16c");
+entry!(multiply_avx_vnni, attend_avx_vnni, AvxVnni, "avx2,fma,f16c,avxvnni");
+entry!(multiply_avx512, attend_avx512, Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni");
 
 macro_rules! dots {
     ($($name:ident($row:ty), $avx2:ident, $avx512:ident, $element:ty;)*) => {$(
@@ -164,8 +194,6 @@ macro_rules! dots {
 }
 
 dots! {
-    dot_f32(u8), dot_f32_avx2, dot_f32_avx512, F32;
-    dot_f16(u8), dot_f16_avx2, dot_f16_avx512, F16;
     dot_slices(f32), dot_slices_avx2, dot_slices_avx512, F32;
 }
 
@@ -572,6 +600,15 @@ macro_rules! sixteen_256 {
         }
 
         #[inline(always)]
+        fn store_sixteen(self, floats: Self::Sixteen, out: &mut [f32; LANES]) {
+            let at = out.as_mut_ptr();
+            x! {
+                _mm256_storeu_ps(at, floats[0]);
+                _mm256_storeu_ps(at.add(8), floats[1]);
+            }
+        }
+
+        #[inline(always)]
         fn fma_sixteen(self, a: Self::Sixteen, b: Self::Sixteen, c: Self::Sixteen) -> Self::Sixteen {
             x!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
         }
@@ -714,6 +751,11 @@ impl Simd for Avx512 {
             let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
         }
+    }
+
+    #[inline(always)]
+    fn store_sixteen(self, floats: __m512, out: &mut [f32; LANES]) {
+        x!(_mm512_storeu_ps(out.as_mut_ptr(), floats))
     }
 
     #[inline(always)]

@@ -5,15 +5,19 @@
 //! context so far.
 
 mod attention;
+mod context;
 mod profile;
 mod rope;
 mod scratch;
+
+use alloc::vec::Vec;
 
 use crate::budget::Budget;
 use crate::kernels::{Input, Workers, add_assign, add_bias, matmul, rms_norm, rms_norm_heads, silu_mul};
 use crate::kv::{KvCache, KvShape};
 use crate::model::{Hyperparameters, Layer, Linear};
 use crate::{Error, Flow, KvFormat, Model, Parallel, Result, Serial, TokenId};
+use attention::Batch;
 use profile::Profiler;
 pub use profile::{Operation, Profile};
 use rope::Rope;
@@ -28,6 +32,9 @@ pub struct SessionConfig {
     pub batch: usize,
     /// How keys and values are stored.
     pub kv: KvFormat,
+    /// What happens when the context is full: nothing more fits (`None`), or the oldest half of its tokens is forgotten, all
+    /// but this many first ones ([`Session::shift`]), as llama.cpp's `--context-shift --keep N`.
+    pub context_shift: Option<usize>,
     /// Threads that [`Session::share_work`] may bring, for each of which there is scratch memory; at least 1.
     pub threads: usize,
     /// Most bytes that the session may allocate.
@@ -35,13 +42,14 @@ pub struct SessionConfig {
 }
 
 impl SessionConfig {
-    /// Returns defaults for `model`: its context length, at most 4096; batches of 32; F16; one thread; no
-    /// memory limit.
+    /// Returns defaults for `model`: its context length, at most 4096; batches of 32; F16; no shift; one
+    /// thread; no memory limit.
     pub fn for_model(model: &Model<'_>) -> Self {
         SessionConfig {
             context: model.context_length().min(4096),
             batch: 32,
             kv: KvFormat::F16,
+            context_shift: None,
             threads: 1,
             memory_limit: usize::MAX,
         }
@@ -59,7 +67,32 @@ impl SessionConfig {
         if self.threads == 0 {
             return Err(Error::Parameter { name: "threads", fault: "zero" });
         }
+        let h = model.hyperparameters();
+        let block = self.kv.block_length();
+        if !h.key_length.is_multiple_of(block) || !h.value_length.is_multiple_of(block) {
+            let fault = "its blocks are not a whole part of the model's heads";
+            return Err(Error::Parameter { name: "format of keys and values", fault });
+        }
         Ok(SessionConfig { batch: self.batch.min(self.context), ..self.clone() })
+    }
+}
+
+/// Bytes of a session, by purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionMemory {
+    /// Keys and values of the whole context.
+    pub kv: usize,
+    /// Activations of one batch, and the logits: what the definition of the transformer has at the same time, as F32; and those
+    /// that matrices are multiplied with quantised.
+    pub activations: usize,
+    /// The rest: scratch of each thread, rotations, and the numbers of the context's tokens.
+    pub scratch: usize,
+}
+
+impl SessionMemory {
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.kv + self.activations + self.scratch
     }
 }
 
@@ -73,7 +106,12 @@ pub struct Session<'m> {
     scratch: Scratch,
     parallel: &'m dyn Parallel,
     profiler: Profiler<'m>,
-    position: usize,
+    /// The tokens whose keys and values the context holds.
+    tokens: Vec<TokenId>,
+    /// How many of them, from the first on, are as if nothing had ever been forgotten.
+    exact: usize,
+    /// Tokens forgotten by shifting.
+    forgotten: usize,
 }
 
 impl<'m> Session<'m> {
@@ -83,15 +121,31 @@ impl<'m> Session<'m> {
     /// [`Error::Parameter`] when `config` does not fit `model`; [`Error::MemoryLimit`] when the number is not
     /// representable.
     pub fn required_bytes(model: &Model<'_>, config: &SessionConfig) -> Result<usize> {
+        Self::memory(model, config).map(|memory| memory.total())
+    }
+
+    /// Returns the same by purpose.
+    ///
+    /// # Errors
+    /// As [`Session::required_bytes`].
+    pub fn memory(model: &Model<'_>, config: &SessionConfig) -> Result<SessionMemory> {
         let config = config.checked(model)?;
         let h = model.hyperparameters();
-        let kv = KvCache::required_bytes(&kv_shape(h, config.kv), config.context);
-        let scratch = Scratch::required_bytes(model, config.batch, config.threads);
-        kv.zip(scratch)
-            .and_then(|(kv, scratch)| {
-                kv.checked_add(scratch)?.checked_add(Rope::required_bytes(h, config.batch)?)
-            })
-            .ok_or(Error::MemoryLimit { bytes: usize::MAX, limit: config.memory_limit })
+        let shape = kv_shape(h, config.kv);
+        let memory = || {
+            let scratch = Scratch::required_bytes(model, &shape, config.batch, config.threads)?;
+            let activations = Scratch::activation_bytes(model, config.batch)?;
+            let tokens = config.context.checked_mul(size_of::<TokenId>())?;
+            let rope = Rope::required_bytes(h, config.batch)?;
+            let memory = SessionMemory {
+                kv: KvCache::required_bytes(&shape, config.context)?,
+                activations,
+                scratch: scratch.checked_sub(activations)?.checked_add(tokens)?.checked_add(rope)?,
+            };
+            memory.kv.checked_add(activations)?.checked_add(memory.scratch)?;
+            Some(memory)
+        };
+        memory().ok_or(Error::MemoryLimit { bytes: usize::MAX, limit: config.memory_limit })
     }
 
     /// Allocates keys, values and scratch.
@@ -106,14 +160,17 @@ impl<'m> Session<'m> {
         let config = config.checked(model)?;
         let mut budget = Budget::new(config.memory_limit);
         let h = model.hyperparameters();
+        let shape = kv_shape(h, config.kv);
         Ok(Session {
             model,
-            kv: KvCache::new(kv_shape(h, config.kv), config.context, &mut budget)?,
+            kv: KvCache::new(shape, config.context, &mut budget)?,
             rope: Rope::new(h, model.weights().rope_factors, config.batch, &mut budget)?,
-            scratch: Scratch::new(model, config.batch, config.threads, &mut budget)?,
+            scratch: Scratch::new(model, &shape, config.batch, config.threads, &mut budget)?,
             parallel: &Serial,
             profiler: Profiler::default(),
-            position: 0,
+            tokens: budget.reserve(config.context)?,
+            exact: 0,
+            forgotten: 0,
             config,
         })
     }
@@ -133,31 +190,9 @@ impl<'m> Session<'m> {
         self.model
     }
 
-    /// Tokens processed so far.
-    pub fn position(&self) -> usize {
-        self.position
-    }
-
-    /// Most tokens that fit.
-    pub fn context(&self) -> usize {
-        self.config.context
-    }
-
-    /// Forgets all tokens; frees nothing.
-    pub fn reset(&mut self) {
-        self.kv.clear();
-        self.position = 0;
-    }
-
-    /// Forgets all but the first `tokens` tokens; frees nothing. [`Session::logits`] mean nothing until more are appended.
-    pub fn truncate(&mut self, tokens: usize) {
-        self.position = self.position.min(tokens);
-        self.kv.truncate(self.position);
-    }
-
     /// Appends `tokens` to the context, batch by batch; `progress` gets the tokens done and in all after each batch.
     /// Afterwards [`Session::logits`] are those that follow the last one. When `progress` returns [`Flow::Stop`] the
-    /// rest is left out, and that is returned.
+    /// rest is left out, and that is returned. Room is made first, if [`SessionConfig::context_shift`] allows it.
     ///
     /// # Errors
     /// [`Error::ContextFull`] and [`Error::UnknownToken`], before anything is computed.
@@ -166,7 +201,7 @@ impl<'m> Session<'m> {
         tokens: &[TokenId],
         progress: &mut dyn FnMut(usize, usize) -> Flow,
     ) -> Result<Flow> {
-        self.check(tokens)?;
+        self.admit(tokens)?;
         let mut done = 0;
         for batch in tokens.chunks(self.config.batch) {
             done += batch.len();
@@ -178,29 +213,27 @@ impl<'m> Session<'m> {
         Ok(Flow::Continue)
     }
 
-    /// Appends one token. Afterwards [`Session::logits`] are those that follow it. Allocates nothing.
+    /// Appends one token. Afterwards [`Session::logits`] are those that follow it. Allocates nothing. In a full context
+    /// room is made first, if [`SessionConfig::context_shift`] allows it.
     ///
     /// # Errors
     /// [`Error::ContextFull`] and [`Error::UnknownToken`], before anything is computed.
     pub fn decode(&mut self, token: TokenId) -> Result<()> {
-        self.check(&[token])?;
+        self.admit(&[token])?;
         self.forward(&[token], true)
     }
 
     /// Logits of the token that follows the context, one per vocabulary entry; empty before the first token.
     pub fn logits(&self) -> &[f32] {
-        if self.position == 0 { &[] } else { &self.scratch.logits }
+        if self.tokens.is_empty() { &[] } else { &self.scratch.logits }
     }
 
-    fn check(&self, tokens: &[TokenId]) -> Result<()> {
-        let left = self.config.context - self.position;
-        if tokens.len() > left {
-            return Err(Error::ContextFull { tokens: tokens.len(), left });
-        }
+    /// Checks tokens, and makes room for them.
+    fn admit(&mut self, tokens: &[TokenId]) -> Result<()> {
         let count = self.model.tokenizer().token_count();
         match tokens.iter().find(|token| **token as usize >= count) {
             Some(token) => Err(Error::UnknownToken(*token)),
-            None => Ok(()),
+            None => self.make_room(tokens.len()),
         }
     }
 
@@ -208,9 +241,10 @@ impl<'m> Session<'m> {
     fn forward(&mut self, tokens: &[TokenId], want_logits: bool) -> Result<()> {
         let weights = self.model.weights();
         let width = self.model.hyperparameters().embedding_length;
-        self.kv.extend_to(self.position + tokens.len())?;
+        let position = self.tokens.len();
+        self.kv.extend_to(position + tokens.len())?;
         self.profiler.begin();
-        self.rope.set_positions(self.position, tokens.len());
+        self.rope.set_positions(position, tokens.len());
         self.profiler.end(Operation::Rope);
         for (state, token) in self.scratch.state.chunks_exact_mut(width).zip(tokens) {
             weights.token_embedding.expand_row(*token as usize, state);
@@ -223,7 +257,10 @@ impl<'m> Session<'m> {
             self.attend(index, layer, tokens.len(), first);
             self.feed_forward(layer, first, tokens.len());
         }
-        self.position += tokens.len();
+        if self.exact == position {
+            self.exact += tokens.len();
+        }
+        self.tokens.extend_from_slice(tokens);
         if want_logits {
             self.finish(tokens.len());
         }
@@ -233,6 +270,7 @@ impl<'m> Session<'m> {
     /// Adds attention's output to the states of tokens `first..count` of the batch, and stores keys and values of all.
     fn attend(&mut self, index: usize, layer: &Layer<'_>, count: usize, first: usize) {
         let h = self.model.hyperparameters();
+        let position = self.tokens.len();
         let s = &mut self.scratch;
         let work =
             Work { workers: Workers { parallel: self.parallel, scratch: &s.rows }, profiler: self.profiler };
@@ -267,13 +305,14 @@ impl<'m> Session<'m> {
         let keys = keys.chunks_exact(h.keys_length());
         let values = values.chunks_exact(h.values_length());
         for (i, (keys, values)) in keys.zip(values).enumerate() {
-            self.kv.store(index, self.position + i, keys, values);
+            self.kv.store(index, position + i, keys, values);
         }
         work.profiler.end(Operation::Store);
-        let length = self.position + first + 1;
+        let length = position + first + 1;
         let outputs = &mut s.attended[..(count - first) * h.attention_length()];
         let heads = h.query_length() / h.key_length.max(1);
-        attention::attend(&self.kv, index, length, queries, outputs, heads, self.parallel);
+        let batch = Batch { heads, length, queries, outputs };
+        attention::attend(&self.kv, index, batch, &s.attention, self.parallel);
         work.profiler.end(Operation::Attention);
 
         let attended = &s.attended[..(count - first) * h.attention_length()];

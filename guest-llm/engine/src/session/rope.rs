@@ -63,6 +63,16 @@ impl Rope {
         }
     }
 
+    /// Computes, in place of those of positions, the rotation that takes a key from its position to the one `distance` before
+    /// it.
+    pub fn set_distance_back(&mut self, distance: usize) {
+        for (rotation, frequency) in self.rotations.iter_mut().zip(&self.frequencies) {
+            let angle = distance as f32 * frequency;
+            // The key has its magnitude already.
+            *rotation = (libm::cosf(angle), -libm::sinf(angle));
+        }
+    }
+
     /// The rotations of the batch's positions, in order.
     pub fn rotations(&self) -> impl Iterator<Item = &[(f32, f32)]> {
         self.rotations.chunks_exact(self.frequencies.len().max(1))

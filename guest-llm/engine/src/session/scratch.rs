@@ -4,8 +4,10 @@ use alloc::vec::Vec;
 
 use spin::mutex::SpinMutex;
 
+use super::attention::AttentionScratch;
 use crate::budget::Budget;
-use crate::kernels::{InputBuffer, RowScratch};
+use crate::kernels::{Forms, InputBuffer, RowScratch};
+use crate::kv::KvShape;
 use crate::{Model, Result};
 
 /// One buffer per role; rows of the batch one after another.
@@ -23,6 +25,8 @@ pub struct Scratch {
     pub up: Vec<f32>,
     pub input: InputBuffer,
     /// One for each thread.
+    pub attention: Vec<SpinMutex<AttentionScratch>>,
+    /// One for each thread.
     pub rows: Vec<SpinMutex<RowScratch>>,
     /// Of the last token only.
     pub logits: Vec<f32>,
@@ -37,29 +41,51 @@ fn lengths(model: &Model<'_>) -> ([usize; 8], usize) {
     (per_token, width.max(hidden).max(attention))
 }
 
+/// The forms of activations that the model's matrices want.
+fn forms(model: &Model<'_>) -> Forms {
+    Forms::of(model.gguf().tensors().iter().map(|tensor| tensor.ty))
+}
+
+/// Queries of a batch for each head of keys.
+fn group_queries(model: &Model<'_>, batch: usize) -> usize {
+    let h = model.hyperparameters();
+    batch.saturating_mul(h.head_count / h.head_count_kv.max(1))
+}
+
 impl Scratch {
+    /// Bytes of one batch's activations and of the logits, among those of [`Scratch::required_bytes`].
+    pub fn activation_bytes(model: &Model<'_>, batch: usize) -> Option<usize> {
+        let floats = lengths(model).0.iter().sum::<usize>().checked_mul(batch)?;
+        let floats = floats.checked_add(model.tokenizer().token_count())?;
+        let quantised = InputBuffer::required_bytes(lengths(model).1.checked_mul(batch)?, forms(model));
+        floats.checked_mul(size_of::<f32>())?.checked_add(quantised)
+    }
+
     /// Bytes that [`Scratch::new`] allocates.
-    pub fn required_bytes(model: &Model<'_>, batch: usize, threads: usize) -> Option<usize> {
-        let (per_token, longest) = lengths(model);
-        let floats = per_token.iter().sum::<usize>().checked_mul(batch)?;
-        floats
-            .checked_add(model.tokenizer().token_count())?
-            .checked_mul(size_of::<f32>())?
-            .checked_add(InputBuffer::required_bytes(longest.checked_mul(batch)?))?
-            .checked_add(
-                RowScratch::required_bytes(longest, batch)
-                    .checked_add(size_of::<SpinMutex<RowScratch>>())?
-                    .checked_mul(threads)?,
-            )
+    pub fn required_bytes(model: &Model<'_>, kv: &KvShape, batch: usize, threads: usize) -> Option<usize> {
+        let longest = lengths(model).1;
+        let rows =
+            RowScratch::required_bytes(longest, batch).checked_add(size_of::<SpinMutex<RowScratch>>())?;
+        let attention = AttentionScratch::required_bytes(kv, group_queries(model, batch))?
+            .checked_add(size_of::<SpinMutex<AttentionScratch>>())?;
+        Self::activation_bytes(model, batch)?.checked_add(rows.checked_add(attention)?.checked_mul(threads)?)
     }
 
     /// Allocates for batches of `batch` tokens and so many threads.
-    pub fn new(model: &Model<'_>, batch: usize, threads: usize, budget: &mut Budget) -> Result<Self> {
+    pub fn new(
+        model: &Model<'_>,
+        kv: &KvShape,
+        batch: usize,
+        threads: usize,
+        budget: &mut Budget,
+    ) -> Result<Self> {
         let (per_token, longest) = lengths(model);
         let [state, normed, queries, keys, values, attended, gate, up] = per_token;
-        let mut scratch = budget.reserve(threads)?;
+        let (mut scratch, mut attention) = (budget.reserve(threads)?, budget.reserve(threads)?);
         for _ in 0..threads {
             scratch.push(SpinMutex::new(RowScratch::new(longest, batch, budget)?));
+            let queries = group_queries(model, batch);
+            attention.push(SpinMutex::new(AttentionScratch::new(kv, queries, budget)?));
         }
         let mut rows = |length: usize| budget.filled(0.0, length * batch);
         Ok(Scratch {
@@ -71,7 +97,8 @@ impl Scratch {
             attended: rows(attended)?,
             gate: rows(gate)?,
             up: rows(up)?,
-            input: InputBuffer::new(longest * batch, budget)?,
+            input: InputBuffer::new(longest * batch, forms(model), budget)?,
+            attention,
             rows: scratch,
             logits: budget.filled(0.0, model.tokenizer().token_count())?,
         })

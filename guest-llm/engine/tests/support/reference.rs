@@ -1,6 +1,7 @@
 //! A plain transformer in double precision, and random models to compare the engine on.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::{F32, File, Numbers, Q8_0, Tensor, Value, set_vocabulary, store};
 
@@ -58,6 +59,11 @@ impl Shape {
             tied: true,
             biases: false,
         }
+    }
+
+    /// With keys and values of this length.
+    pub fn with_heads_of(self, length: usize) -> Self {
+        Shape { key_length: length, value_length: length, rope_dimensions: length, ..self }
     }
 
     fn is_halved(&self) -> bool {
@@ -199,10 +205,26 @@ impl Random {
 
     /// Logits after each of `tokens`.
     pub fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+        self.logits_with_shifts(tokens, &[])
+    }
+
+    /// The same, where before token number `.0` keys and values of the positions `.1` are forgotten, and those behind move
+    /// up: their keys are rotated to where they come to be.
+    pub fn logits_with_shifts(&self, tokens: &[u32], shifts: &[(usize, Range<usize>)]) -> Vec<Vec<f64>> {
         let s = &self.shape;
-        let (mut keys, mut values) = (vec![Vec::new(); s.layers], vec![Vec::new(); s.layers]);
+        let mut keys: Vec<Vec<Vec<f64>>> = vec![Vec::new(); s.layers];
+        let mut values = keys.clone();
         let mut all = Vec::new();
-        for (position, token) in tokens.iter().enumerate() {
+        for (number, token) in tokens.iter().enumerate() {
+            for (_, range) in shifts.iter().filter(|(before, _)| *before == number) {
+                for (keys, values) in keys.iter_mut().zip(&mut values) {
+                    keys.drain(range.clone());
+                    values.drain(range.clone());
+                    let moved: &mut [Vec<f64>] = &mut keys[range.start..];
+                    moved.iter_mut().for_each(|key| self.turn(key, -(range.len() as f64), false));
+                }
+            }
+            let position = keys[0].len();
             let embedding = &self.weights["token_embd.weight"];
             let mut x: Vec<f64> = embedding.values[*token as usize * s.width..][..s.width]
                 .iter()
@@ -217,8 +239,8 @@ impl Random {
                     q = self.norm_heads(&q, &name("attn_q_norm"));
                     k = self.norm_heads(&k, &name("attn_k_norm"));
                 }
-                self.rotate(&mut q, position);
-                self.rotate(&mut k, position);
+                self.rotate(&mut q, position as f64);
+                self.rotate(&mut k, position as f64);
                 keys[layer].push(k);
                 values[layer].push(self.multiply(&name("attn_v"), &h));
                 let attended = self.attend(&q, &keys[layer], &values[layer]);
@@ -265,13 +287,18 @@ impl Random {
         products
     }
 
-    fn rotate(&self, x: &mut [f64], position: usize) {
+    fn rotate(&self, x: &mut [f64], position: f64) {
+        self.turn(x, position, true);
+    }
+
+    /// Rotates; a factor that belongs to the rotation of fresh keys is left out unless `fresh`.
+    fn turn(&self, x: &mut [f64], position: f64, fresh: bool) {
         let s = &self.shape;
         let count = s.rope_dimensions / 2;
         for head in x.chunks_exact_mut(s.key_length) {
             for i in 0..count {
                 let exponent = -2.0 * i as f64 / s.rope_dimensions as f64;
-                let mut angle = position as f64 * 10000f64.powf(exponent);
+                let mut angle = position * 10000f64.powf(exponent);
                 if s.rope_freqs {
                     angle /= f64::from(self.weights["rope_freqs.weight"].values[i]);
                 }
@@ -293,6 +320,9 @@ impl Random {
                     }
                 }
                 let (first, second) = if s.is_halved() { (i, i + count) } else { (2 * i, 2 * i + 1) };
+                if !fresh {
+                    magnitude = 1.0;
+                }
                 let (a, b) = (head[first] * magnitude, head[second] * magnitude);
                 head[first] = a * angle.cos() - b * angle.sin();
                 head[second] = a * angle.sin() + b * angle.cos();

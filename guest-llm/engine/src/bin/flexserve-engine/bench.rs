@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use flexserve_engine::session::{Operation, Profile};
-use flexserve_engine::{Error, Flow, KvFormat, Model, Parallel, Session, SessionConfig, TokenId};
+use flexserve_engine::{Error, Flow, Model, Parallel, Session, SessionConfig, TokenId};
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
@@ -47,17 +47,12 @@ struct Memory {
 
 impl Memory {
     fn of(model: &Model<'_>, config: &SessionConfig) -> Result<Self, Error> {
-        let h = model.hyperparameters();
-        let element = if config.kv == KvFormat::F32 { 4 } else { 2 };
-        let per_token = h.block_count * (h.keys_length() + h.values_length()) * element;
-        let heads = h.query_length() + h.keys_length() + h.values_length() + h.attention_length();
-        let floats = 2 * h.embedding_length + heads + 2 * h.feed_forward_length;
-        let logits = model.tokenizer().token_count();
+        let memory = Session::memory(model, config)?;
         Ok(Memory {
             model: model.memory_bytes(),
-            session: Session::required_bytes(model, config)?,
-            kv: per_token * config.context.next_multiple_of(flexserve_engine::kv::CHUNK_TOKENS),
-            activations: (floats * config.batch.min(config.context) + logits) * size_of::<f32>(),
+            session: memory.total(),
+            kv: memory.kv,
+            activations: memory.activations,
         })
     }
 
