@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use flexserve_engine::KvFormat;
 
 use flexserve_engine::Sampling;
 
@@ -23,6 +24,7 @@ pub struct Cli {
 
 /// Commands.
 #[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Command {
     /// Answers a prompt in a new partition, or without one every line of standard input, as a conversation if the model has a
     /// chat template
@@ -71,6 +73,15 @@ pub struct RunArgs {
     /// Context length in tokens, of prompt and answer together; 0: the model's own, at most 4096
     #[arg(short, long = "ctx-size", value_name = "N", default_value_t = 0)]
     pub context: u32,
+    /// How keys and values are stored: f32, f16 or q8_0 (for heads of a multiple of 32) [default: f16]
+    #[arg(long = "cache-type", visible_alias = "kv", value_name = "TYPE")]
+    pub cache: Option<KvFormat>,
+    /// When the context is full, forget the oldest half of it and go on [default: the answer ends there]
+    #[arg(long)]
+    pub context_shift: bool,
+    /// First tokens that --context-shift never forgets
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "context_shift")]
+    pub keep: u32,
     /// Temperature; 0 always takes the likeliest token (llama.cpp's default is 0.8)
     #[arg(long = "temp", visible_alias = "temperature", value_name = "T", default_value = "0", value_parser = parse_temperature)]
     pub temperature: f32,
@@ -173,6 +184,8 @@ impl RunArgs {
             think: self.think,
             max_tokens: self.max_tokens,
             context: self.context,
+            cache: self.cache,
+            shift: self.context_shift.then_some(self.keep),
             sampling: Sampling {
                 temperature: self.temperature,
                 top_k: self.top_k as usize,
@@ -277,6 +290,7 @@ mod tests {
         assert_eq!((run.model(), run.prompt.as_deref(), run.max_tokens), ("demo", None, u32::MAX));
         assert_eq!((run.context, run.temperature, run.seed, run.mem_heap), (0, 0.0, Seed::Random, None));
         assert_eq!(run.scratch, 1 << 20);
+        assert_eq!((run.cache, run.context_shift, run.keep), (None, false, 0));
         assert!(!run.raw && !run.json && !run.json_events && !run.no_npu);
         let request = run.request(7).unwrap();
         assert_eq!(
@@ -299,6 +313,8 @@ mod tests {
             (256, 0.7, Seed::Fixed(42), Some(3 << 30))
         );
         assert!(run.raw && run.json && run.threads == Some(3) && run.scratch == 64 << 10);
+        let run = self::run(&["m", "--cache-type", "q8_0", "--context-shift", "--keep", "4"]).unwrap();
+        assert_eq!((run.cache, run.context_shift, run.keep), (Some(KvFormat::Q8_0), true, 4));
         let run = self::run(&["m", "-p", "-5 degrees", "-n", "-1", "-s", "-1"]).unwrap();
         assert_eq!(
             (run.prompt.as_deref(), run.max_tokens, run.seed),
@@ -367,6 +383,8 @@ mod tests {
             &["a", "--think=maybe"],
             &["a", "--json-object", "-j", "{}"],
             &["a", "--unknown"],
+            &["a", "--cache-type", "q3"],
+            &["a", "--keep", "4"],
         ] {
             let error = run(arguments).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments:?}");

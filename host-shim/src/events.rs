@@ -55,6 +55,8 @@ pub enum Event<'a> {
         stop: &'a str,
         /// Tokens of the prompt.
         prompt_tokens: u64,
+        /// Of these, those that were not computed again.
+        reused_tokens: u64,
         /// Tokens of the answer.
         tokens: u64,
         /// Milliseconds of the prompt phase (partition).
@@ -150,11 +152,17 @@ mod tests {
             value(Event::Refusal { code: 2, kind: "usage", message: "m" }),
             json!({"event": "refusal", "code": 2, "kind": "usage", "message": "m"})
         );
-        let answer =
-            Event::Answer { stop: "end", prompt_tokens: 1, tokens: 2, prefill_ms: 0.5, decode_ms: 1.5 };
+        let answer = Event::Answer {
+            stop: "end",
+            prompt_tokens: 3,
+            reused_tokens: 2,
+            tokens: 2,
+            prefill_ms: 0.5,
+            decode_ms: 1.5,
+        };
         assert_eq!(
             value(answer),
-            json!({"event": "answer", "stop": "end", "prompt_tokens": 1, "tokens": 2, "prefill_ms": 0.5, "decode_ms": 1.5})
+            json!({"event": "answer", "stop": "end", "prompt_tokens": 3, "reused_tokens": 2, "tokens": 2, "prefill_ms": 0.5, "decode_ms": 1.5})
         );
         assert_eq!(value(Event::Status { text: "s" }), json!({"event": "status", "text": "s"}));
     }

@@ -110,6 +110,7 @@ pub fn converse<M: Machine>(
                     Ok(answer) => live.tell(&Event::Answer {
                         stop: answer.stop,
                         prompt_tokens: answer.prompt_tokens,
+                        reused_tokens: answer.reused_tokens,
                         tokens: answer.tokens,
                         prefill_ms: answer.prefill_ms,
                         decode_ms: answer.decode_ms,

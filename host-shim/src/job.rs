@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 pub const JOB_PATH: &str = "/etc/flexserve/job.json";
 
 /// A job. Fields that this version does not know are ignored.
+#[allow(clippy::large_enum_variant, reason = "there is one in a process")]
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "action", rename_all = "lowercase")]
 pub enum Job {
@@ -37,6 +38,12 @@ pub struct Run {
     pub max_tokens: Option<u32>,
     /// Context length.
     pub context: Option<u32>,
+    /// Format of keys and values.
+    pub cache_type: Option<String>,
+    /// Whether a full context forgets and goes on.
+    pub context_shift: Option<bool>,
+    /// Tokens that it then keeps.
+    pub keep: Option<u32>,
     /// Temperature.
     pub temp: Option<f32>,
     /// Sampler seed.
@@ -106,6 +113,8 @@ impl Run {
         option("--prompt", self.prompt.clone());
         option("--predict", self.max_tokens.map(|value| value.to_string()));
         option("--ctx-size", self.context.map(|value| value.to_string()));
+        option("--cache-type", self.cache_type.clone());
+        option("--keep", self.keep.map(|value| value.to_string()));
         option("--temp", self.temp.map(|value| value.to_string()));
         option("--seed", self.seed.map(|value| value.to_string()));
         option("--top-k", self.top_k.map(|value| value.to_string()));
@@ -119,7 +128,9 @@ impl Run {
         option("--think", self.think.map(|value| value.to_string()));
         option("--threads", self.threads.map(|value| value.to_string()));
         option("--mem-heap", self.mem_heap.clone());
-        for (name, value) in [("--raw", self.raw), ("--no-npu", self.no_npu)] {
+        for (name, value) in
+            [("--raw", self.raw), ("--no-npu", self.no_npu), ("--context-shift", self.context_shift)]
+        {
             command.extend(value.filter(|set| *set).map(|_| name.to_owned()));
         }
         command.extend(["--".into(), self.model.clone()]);
@@ -132,12 +143,13 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command, Seed};
     use clap::Parser;
+    use flexserve_engine::KvFormat;
 
     #[test]
     fn a_run_becomes_a_command_line_that_flexserve_understands() {
         let job = Job::parse(
             br#"{"action":"run","model":"/m/-x.gguf","prompt":"--help me\n","max_tokens":7,"temp":0.25,"seed":9,"raw":true,
-                "no_npu":false,"context":512,"mem_heap":"64M","top_k":3,"top_p":0.5,"min_p":0.25,"repeat_penalty":1.5,"repeat_last_n":7,
+                "no_npu":false,"context":512,"cache_type":"q8_0","context_shift":true,"keep":5,"mem_heap":"64M","top_k":3,"top_p":0.5,"min_p":0.25,"repeat_penalty":1.5,"repeat_last_n":7,
                 "stop":["-x","\n"],"json_schema":"{}","system":"--s","think":false,"later":1}"#,
         )
         .unwrap();
@@ -147,6 +159,7 @@ mod tests {
         assert_eq!((run.prompt.as_deref(), run.model()), (Some("--help me\n"), "/m/-x.gguf"));
         assert_eq!((run.max_tokens, run.context, run.temperature, run.seed), (7, 512, 0.25, Seed::Fixed(9)));
         assert!(run.raw && run.json_events && !run.no_npu);
+        assert_eq!((run.cache, run.context_shift, run.keep), (Some(KvFormat::Q8_0), true, 5));
         assert_eq!(run.mem_heap, Some(64 << 20));
         assert_eq!(
             (run.top_k, run.top_p, run.min_p, run.repeat_penalty, run.repeat_last_n),

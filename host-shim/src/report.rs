@@ -18,13 +18,15 @@ pub struct Report {
     pub requests: u64,
     /// Tokens of the prompts.
     pub prompt_tokens: u64,
+    /// Of these, those that a request before had in common, so that they were not computed again.
+    pub reused_tokens: u64,
     /// Tokens of the answers.
     pub tokens: u64,
     /// Milliseconds of the prompt phase (partition).
     pub prefill_ms: f64,
     /// Milliseconds of the answer phase (partition).
     pub decode_ms: f64,
-    /// Prompt tokens per second.
+    /// Prompt tokens per second, of those that were computed.
     pub prefill_tokens_per_s: f64,
     /// Answer tokens per second.
     pub tokens_per_s: f64,
@@ -56,10 +58,12 @@ impl Report {
         }
         self.requests += 1;
         self.prompt_tokens += answer.prompt_tokens;
+        self.reused_tokens += answer.reused_tokens;
         self.tokens += answer.tokens;
         self.prefill_ms += answer.prefill_ms;
         self.decode_ms += answer.decode_ms;
-        self.prefill_tokens_per_s = rate(self.prompt_tokens, self.prefill_ms);
+        self.prefill_tokens_per_s =
+            rate(self.prompt_tokens.saturating_sub(self.reused_tokens), self.prefill_ms);
         self.tokens_per_s = rate(self.tokens, self.decode_ms);
     }
 }

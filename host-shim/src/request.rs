@@ -1,6 +1,6 @@
 //! What a request asks of a partition.
 
-use flexserve_engine::{Grammar, Sampling};
+use flexserve_engine::{Grammar, KvFormat, Sampling};
 use hyp_abi::session::{self, MAX_FRAME, SCHEMA_BYTES_MAX, STOP_COUNT_MAX, SYSTEM_BYTES_MAX};
 use zerocopy::IntoBytes;
 
@@ -21,6 +21,10 @@ pub struct Request {
     pub max_tokens: u32,
     /// Context length in tokens; 0: the model's own.
     pub context: u32,
+    /// How keys and values are stored; none: as the partition does by default.
+    pub cache: Option<KvFormat>,
+    /// Tokens that are kept when the context is full and the answer goes on; none: it ends there.
+    pub shift: Option<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Texts that end the answer.
@@ -50,6 +54,8 @@ impl Request {
             think: None,
             max_tokens: u32::MAX,
             context: 0,
+            cache: None,
+            shift: None,
             sampling: Sampling::default(),
             stop: Vec::new(),
             schema: None,
@@ -94,6 +100,9 @@ impl Request {
             Some(false) => session::REQUEST_NO_THINK,
             None => 0,
         };
+        if self.shift.is_some() {
+            flags |= session::REQUEST_SHIFT;
+        }
         let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         let head = session::Request {
             flags,
@@ -109,6 +118,13 @@ impl Request {
             system_bytes: count(system.len()),
             schema_bytes: count(schema.len()),
             stop_bytes: count(stop.len()),
+            cache: match self.cache {
+                Some(KvFormat::F32) => session::cache::F32,
+                Some(KvFormat::F16) => session::cache::F16,
+                Some(KvFormat::Q8_0) => session::cache::Q8_0,
+                _ => session::cache::DEFAULT,
+            },
+            keep: self.shift.unwrap_or(0),
             ..session::Request::default()
         };
         let bytes =
@@ -154,6 +170,8 @@ mod tests {
             think: Some(false),
             max_tokens: 5,
             context: 99,
+            cache: Some(KvFormat::Q8_0),
+            shift: Some(6),
             sampling: Sampling {
                 temperature: 0.5,
                 top_k: 7,
@@ -170,7 +188,14 @@ mod tests {
         assert_eq!((parts.system, parts.schema, parts.prompt), (Some("be kind"), Some("{}"), "wake me"));
         assert_eq!(parts.stops().collect::<Vec<_>>(), ["\n\n", "水"]);
         let head = parts.request;
-        assert_eq!(head.flags, session::REQUEST_CHAT | session::REQUEST_SYSTEM | session::REQUEST_NO_THINK);
+        assert_eq!(
+            head.flags,
+            session::REQUEST_CHAT
+                | session::REQUEST_SYSTEM
+                | session::REQUEST_NO_THINK
+                | session::REQUEST_SHIFT
+        );
+        assert_eq!((head.cache, head.keep), (session::cache::Q8_0, 6));
         assert_eq!((head.max_tokens, head.context, head.seed, head.top_k), (5, 99, 3, 7));
         assert_eq!((f32::from_bits(head.temperature), f32::from_bits(head.repeat_penalty)), (0.5, 1.25));
         assert_eq!(

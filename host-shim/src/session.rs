@@ -347,7 +347,7 @@ mod tests {
     }
 
     fn done() -> Done {
-        Done { prompt_tokens: 4, tokens: 2, prefill_ticks: 10, decode_ticks: 20, stop: 0, reserved: 0 }
+        Done { prompt_tokens: 4, tokens: 2, prefill_ticks: 10, decode_ticks: 20, stop: 0, reused_tokens: 0 }
     }
 
     #[test]

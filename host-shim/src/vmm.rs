@@ -52,6 +52,8 @@ pub struct Answer {
     pub stop: &'static str,
     /// Tokens of the prompt.
     pub prompt_tokens: u64,
+    /// Of these, those that the partition had not to compute again.
+    pub reused_tokens: u64,
     /// Tokens of the answer.
     pub tokens: u64,
     /// Milliseconds of the prompt phase (partition).
@@ -323,6 +325,7 @@ impl<M: Machine> Live<'_, M> {
                             _ => "cancelled",
                         },
                         prompt_tokens: done.prompt_tokens.into(),
+                        reused_tokens: done.reused_tokens.into(),
                         tokens: done.tokens.into(),
                         prefill_ms: milliseconds(done.prefill_ticks, ticks),
                         decode_ms: milliseconds(done.decode_ticks, ticks),
@@ -361,6 +364,7 @@ mod tests {
     use crate::image::tests::{elf, manifest};
     use crate::load::STEP;
     use crate::machine::Exit;
+    use flexserve_engine::KvFormat;
     use flexserve_engine::Sampling;
     use hyp_abi::session::MAX_FRAME;
     use hyp_abi::session::{Done, Failure, Ready, failure, frame};
@@ -376,7 +380,13 @@ mod tests {
 
     fn request() -> Request {
         let sampling = Sampling { temperature: 0.5, seed: 3, ..Sampling::default() };
-        Request { max_tokens: 9, sampling, ..Request::new("wake me", Form::Raw) }
+        Request {
+            max_tokens: 9,
+            sampling,
+            cache: Some(KvFormat::Q8_0),
+            shift: Some(7),
+            ..Request::new("wake me", Form::Raw)
+        }
     }
 
     fn answering(fake: &Fake) -> Exit {
@@ -409,7 +419,7 @@ mod tests {
     }
 
     fn done(tokens: u32) -> Done {
-        Done { prompt_tokens: 30, tokens, prefill_ticks: 500, decode_ticks: 100, stop: 1, reserved: 0 }
+        Done { prompt_tokens: 30, tokens, prefill_ticks: 500, decode_ticks: 100, stop: 1, reused_tokens: 5 }
     }
 
     #[test]
@@ -528,9 +538,9 @@ mod tests {
         let (report, events) = run_with(&fake, &model, false);
         let report = report.unwrap();
         assert_eq!((report.answer.as_str(), report.stop), ("at six", "length"));
-        assert_eq!((report.prompt_tokens, report.tokens), (30, 2));
+        assert_eq!((report.prompt_tokens, report.reused_tokens, report.tokens), (30, 5, 2));
         assert_eq!((report.prefill_ms, report.decode_ms), (500.0, 100.0));
-        assert_eq!((report.prefill_tokens_per_s, report.tokens_per_s), (60.0, 20.0));
+        assert_eq!((report.prefill_tokens_per_s, report.tokens_per_s), (50.0, 20.0));
         let pages = 2 + 1 + 25 + VIRTIO_PAGES + 3 * STEP_PAGES + 2;
         assert_eq!((report.pages_given, report.pages_recalled), (pages, pages));
         assert_eq!(report.bytes_loaded, 3 * 4096 + model.len() as u64);

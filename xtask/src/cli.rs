@@ -111,6 +111,18 @@ pub struct RunArgs {
     /// The most tokens to generate.
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
+    /// Context length in tokens (default: the model's own, at most 4096).
+    #[arg(long, value_name = "N")]
+    pub ctx_size: Option<u32>,
+    /// How keys and values are stored: f32, f16 or q8_0.
+    #[arg(long, visible_alias = "kv", value_name = "TYPE", value_parser = ["f32", "f16", "q8_0"])]
+    pub cache_type: Option<String>,
+    /// When the context is full, forget the oldest half of it and go on.
+    #[arg(long)]
+    pub context_shift: bool,
+    /// First tokens that --context-shift never forgets.
+    #[arg(long, value_name = "N", requires = "context_shift")]
+    pub keep: Option<u32>,
     /// Temperature; 0 is greedy.
     #[arg(long, value_name = "T")]
     pub temp: Option<f32>,

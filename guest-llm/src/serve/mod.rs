@@ -16,12 +16,13 @@ use core::fmt::Write;
 
 use arrayvec::{ArrayString, ArrayVec};
 use flexserve_engine::{
-    self as engine, Constraint, Conversation, Event, Flow, Grammar, Limits, Model, Parallel, Sampling,
-    Serial, SessionConfig, StopReason, TokenIndex, generate,
+    self as engine, Constraint, Conversation, Event, Flow, Grammar, KvFormat, Limits, Model, Parallel,
+    Sampling, Serial, SessionConfig, StopReason, TokenIndex, generate,
 };
 use hyp_abi::session::{
     Channel, Done, Failure, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_NO_THINK, REQUEST_RAW,
-    REQUEST_THINK, Ready, Request, RingError, STOP_COUNT_MAX, failure, frame, parse_request,
+    REQUEST_SHIFT, REQUEST_THINK, Ready, Request, RingError, STOP_COUNT_MAX, cache, failure, frame,
+    parse_request,
 };
 use zerocopy::IntoBytes;
 
@@ -223,11 +224,35 @@ fn missing(error: &engine::Error, free: usize) -> u64 {
     }
 }
 
-/// The engine's session, kept from one request to the next of the same context length, the conversation in it, and the
+/// What a request says of the context that it wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wanted {
+    /// In tokens; 0: the model's own.
+    length: u32,
+    /// How keys and values are stored; none: as the engine does by default.
+    kv: Option<KvFormat>,
+    /// Tokens to keep when it is full and goes on.
+    shift: Option<usize>,
+}
+
+impl Wanted {
+    fn of(request: &Request) -> Self {
+        let kv = match request.cache {
+            cache::F32 => Some(KvFormat::F32),
+            cache::F16 => Some(KvFormat::F16),
+            cache::Q8_0 => Some(KvFormat::Q8_0),
+            _ => None,
+        };
+        let shift = (request.flags & REQUEST_SHIFT != 0).then_some(request.keep as usize);
+        Wanted { length: request.context, kv, shift }
+    }
+}
+
+/// The engine's session, kept from one request to the next that wants the same of it, the conversation in it, and the
 /// vocabulary as grammars need it, made when the first comes.
 struct Context<'m> {
     model: &'m Model<'m>,
-    session: Option<(u32, engine::Session<'m>)>,
+    session: Option<(Wanted, engine::Session<'m>)>,
     conversation: Conversation,
     index: Option<TokenIndex>,
 }
@@ -235,19 +260,21 @@ struct Context<'m> {
 impl<'m> Context<'m> {
     fn prepare(
         &mut self,
-        length: u32,
+        wanted: Wanted,
         platform: &impl Platform,
     ) -> Result<(&mut engine::Session<'m>, &mut Conversation, Option<&TokenIndex>), Refusal> {
-        let kept = self.session.take_if(|(kept, _)| *kept == length);
-        // Drops another length's session before memory for this one is counted.
+        let kept = self.session.take_if(|(kept, _)| *kept == wanted);
+        // Drops another session before memory for this one is counted.
         self.session = None;
         let session = match kept {
             Some((_, session)) => session,
             None => {
                 let mut config = SessionConfig::for_model(self.model);
-                if length != 0 {
-                    config.context = length as usize;
+                if wanted.length != 0 {
+                    config.context = wanted.length as usize;
                 }
+                config.kv = wanted.kv.unwrap_or(config.kv);
+                config.context_shift = wanted.shift;
                 config.memory_limit = platform.heap_free().saturating_sub(RESERVE);
                 config.threads = platform.threads();
                 self.conversation = Conversation::new();
@@ -256,7 +283,7 @@ impl<'m> Context<'m> {
                 session
             }
         };
-        let session = &mut self.session.insert((length, session)).1;
+        let session = &mut self.session.insert((wanted, session)).1;
         Ok((session, &mut self.conversation, self.index.as_ref()))
     }
 
@@ -291,7 +318,7 @@ fn answer<C: Channel<Error: Into<End>>, P: Platform>(
             Some(schema) => Some(context.compile(schema, platform)?),
             None => None,
         };
-        let (session, conversation, index) = context.prepare(head.context, platform)?;
+        let (session, conversation, index) = context.prepare(Wanted::of(head), platform)?;
         let is_turn = head.flags & REQUEST_CHAT != 0;
         let request = engine::Request {
             prompt: parts.prompt,
@@ -347,7 +374,7 @@ fn answer<C: Channel<Error: Into<End>>, P: Platform>(
                 StopReason::StopString => 3,
                 _ => 1,
             },
-            reserved: 0,
+            reused_tokens: report.reused_tokens as u32,
         })),
     }
 }

@@ -267,6 +267,45 @@ fn parameters_reach_the_engine() {
 }
 
 #[test]
+fn requests_with_a_beginning_in_common_compute_it_once() {
+    let ask = |text: &str| request(Request { max_tokens: 3, ..Request::default() }, text.as_bytes());
+    let prompts = ["wake me at six", "wake me at seven", "wake me at seven"];
+    let host = Host::new(prompts.map(ask));
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    let alone = prompts.map(|prompt| {
+        let host = Host::new([ask(prompt)]);
+        assert_eq!(host.serve(&model()), End::Shutdown);
+        (host.text(), host.done()[0].prompt_tokens)
+    });
+    assert_eq!(host.text(), alone.clone().map(|(text, _)| text).concat());
+    let done = host.done();
+    assert_eq!(done.iter().map(|done| done.prompt_tokens).collect::<Vec<_>>(), alone.map(|(_, count)| count));
+    let reused: Vec<_> = done.iter().map(|done| done.reused_tokens).collect();
+    assert!(reused[0] == 0 && reused[1] > 0 && reused[2] == done[2].prompt_tokens - 1, "{reused:?}");
+}
+
+#[test]
+fn every_format_of_keys_and_values_is_accepted_and_has_a_context_of_its_own() {
+    let with = |cache| request(Request { max_tokens: 8, cache, ..Request::default() }, PROMPT.as_bytes());
+    let host = Host::new([with(cache::F32), with(cache::F16), with(cache::DEFAULT), with(cache::F32)]);
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    let done = host.done();
+    assert_eq!(done.len(), 4, "{:?}", host.errors());
+    assert!(done.iter().all(|done| done.reused_tokens == 0), "{done:?}");
+}
+
+#[test]
+fn a_context_that_shifts_ends_no_answer() {
+    let base = Request { max_tokens: 100, context: 48, ..Request::default() };
+    let shifting = Request { flags: REQUEST_SHIFT, keep: 2, ..base };
+    let host = Host::new([request(base, PROMPT.as_bytes()), request(shifting, PROMPT.as_bytes())]);
+    assert_eq!(host.serve(&model()), End::Shutdown);
+    let done = host.done();
+    assert!(done[0].tokens < 48, "{done:?}");
+    assert!(done[1].tokens > 48 || done[1].stop == 0, "{done:?}");
+}
+
+#[test]
 fn cancel_stops_the_answer_and_only_that_one() {
     let host = Host::new([(frame::CANCEL, vec![]), good(20), good(3)]);
     host.interruption.replace(Some((2, (frame::CANCEL, vec![]))));
@@ -303,7 +342,11 @@ fn malformed_requests_are_refused_without_a_word_of_the_prompt_and_the_session_g
         (frame::REQUEST, vec![]),
         (frame::REQUEST, secret[..].to_vec()),
         with(Request { flags: REQUEST_RAW | REQUEST_CHAT, ..base }),
-        with(Request { flags: 32, ..base }),
+        with(Request { flags: 64, ..base }),
+        with(Request { keep: 1, ..base }),
+        with(Request { cache: 4, ..base }),
+        // This model's heads are shorter than a block of this format.
+        with(Request { cache: cache::Q8_0, ..base }),
         with(Request { flags: REQUEST_SYSTEM, system_bytes: 6, ..base }),
         with(Request { flags: REQUEST_THINK, ..base }),
         with(Request { version: 1, ..base }),

@@ -104,10 +104,15 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
         Error::usage(format!("the scratch file: {error}"), "make room for it, or use a smaller --scratch")
     })?;
     device.add_disk(SLOT_SCRATCH, scratch, false);
-    let heap_bytes = match args.mem_heap {
-        Some(bytes) => bytes,
-        None => heap::needed(model.bytes(), args.context, image.manifest().vcpu_count)?,
+    let needed = heap::needed(model.bytes(), args.context, args.cache, image.manifest().vcpu_count);
+    let heap_bytes = match (args.mem_heap, &needed) {
+        (Some(bytes), _) => bytes,
+        (None, Ok(needed)) => needed.heap(),
+        (None, Err(error)) => return Err(error.clone()),
     };
+    if let Ok(needed) = &needed {
+        output.event(&Event::Status { text: &needed.describe(model.bytes().len(), heap_bytes) });
+    }
     let load = Load { image: &image, model: model.bytes(), heap_bytes };
     let options = Options {
         ticks_per_second: info.ticks_per_second,

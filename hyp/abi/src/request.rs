@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// [`Request::version`] of this layout. A number that no field of an older one is likely to have in its place.
-pub const REQUEST_VERSION: u32 = 0x5251_0002;
+pub const REQUEST_VERSION: u32 = 0x5251_0003;
 /// The most stop strings.
 pub const STOP_COUNT_MAX: usize = 16;
 /// Longest JSON schema in bytes.
@@ -44,15 +44,31 @@ pub struct Request {
     pub schema_bytes: u32,
     /// Bytes of all stop strings, lengths included.
     pub stop_bytes: u32,
+    /// How keys and values are stored, one of [`cache`].
+    pub cache: u32,
+    /// With [`REQUEST_SHIFT`]: so many first tokens of a full context are not forgotten. Else 0.
+    pub keep: u32,
     /// Zero.
     pub reserved: u32,
 }
-const _: () = assert!(size_of::<Request>() == 64);
+const _: () = assert!(size_of::<Request>() == 72);
+
+/// Formats of keys and values ([`Request::cache`]).
+pub mod cache {
+    /// What the partition thinks best.
+    pub const DEFAULT: u32 = 0;
+    /// 4 bytes per element.
+    pub const F32: u32 = 1;
+    /// 2 bytes per element.
+    pub const F16: u32 = 2;
+    /// 34 bytes per 32 elements.
+    pub const Q8_0: u32 = 3;
+}
 
 /// [`Request::flags`]: raw completion, no request template. Independent of all requests before.
 pub const REQUEST_RAW: u32 = 1;
 /// [`Request::flags`]: the user's next turn of the conversation that the partition keeps, in the model's chat template. A
-/// request without it is independent, and ends the conversation, as does another context length.
+/// request without it is independent, and ends the conversation, as does another context length, cache format or shift.
 pub const REQUEST_CHAT: u32 = 2;
 /// [`Request::flags`]: there is a system text, though maybe an empty one, in place of the template's own.
 pub const REQUEST_SYSTEM: u32 = 4;
@@ -60,7 +76,10 @@ pub const REQUEST_SYSTEM: u32 = 4;
 pub const REQUEST_THINK: u32 = 8;
 /// [`Request::flags`]: it is not to. With neither, as its template does by itself.
 pub const REQUEST_NO_THINK: u32 = 16;
-const KNOWN_FLAGS: u32 = REQUEST_RAW | REQUEST_CHAT | REQUEST_SYSTEM | REQUEST_THINK | REQUEST_NO_THINK;
+/// [`Request::flags`]: when the context is full, the oldest half of it is forgotten, and the answer goes on.
+pub const REQUEST_SHIFT: u32 = 32;
+const KNOWN_FLAGS: u32 =
+    REQUEST_RAW | REQUEST_CHAT | REQUEST_SYSTEM | REQUEST_THINK | REQUEST_NO_THINK | REQUEST_SHIFT;
 
 impl Default for Request {
     /// Greedy, without filters and texts.
@@ -80,6 +99,8 @@ impl Default for Request {
             system_bytes: 0,
             schema_bytes: 0,
             stop_bytes: 0,
+            cache: cache::DEFAULT,
+            keep: 0,
             reserved: 0,
         }
     }
@@ -114,6 +135,12 @@ pub fn parse_request(payload: &[u8]) -> Result<Parts<'_>, &'static str> {
     }
     if both(REQUEST_RAW, REQUEST_CHAT) || both(REQUEST_THINK, REQUEST_NO_THINK) {
         return Err("the request has flags that exclude each other");
+    }
+    if request.flags & REQUEST_SHIFT == 0 && request.keep != 0 {
+        return Err("the request keeps tokens of a context that forgets none");
+    }
+    if request.cache > cache::Q8_0 {
+        return Err("the request has an unknown format of keys and values");
     }
     if request.schema_bytes as usize > SCHEMA_BYTES_MAX || request.system_bytes as usize > SYSTEM_BYTES_MAX {
         return Err("the schema or the system text is too long");
@@ -220,7 +247,9 @@ mod tests {
             parse_request(&whole(request, &TEXTS)).unwrap_err()
         };
         assert!(with(|request| request.version = 1).contains("version"));
-        assert!(with(|request| request.flags |= 32).contains("unknown"));
+        assert!(with(|request| request.flags |= 64).contains("unknown"));
+        assert!(with(|request| request.keep = 1).contains("forgets none"));
+        assert!(with(|request| request.cache = 4).contains("unknown format"));
         assert!(with(|request| request.reserved = 1).contains("unknown"));
         assert!(with(|request| request.flags |= REQUEST_RAW).contains("exclude"));
         assert!(with(|request| request.flags |= REQUEST_THINK).contains("exclude"));
@@ -232,7 +261,7 @@ mod tests {
         assert!(with(|request| request.stop_bytes = 10).contains("malformed"));
         // It ends inside a character.
         assert!(with(|request| request.schema_bytes = 9).contains("UTF-8"));
-        assert!(parse_request(&[0; 63]).unwrap_err().contains("too short"));
+        assert!(parse_request(&[0; 71]).unwrap_err().contains("too short"));
         assert!(parse_request(&whole(Request::default(), &[b"\xff"])).unwrap_err().contains("UTF-8"));
         let many = b"\0\0".repeat(STOP_COUNT_MAX + 1);
         let request = Request { stop_bytes: many.len() as u32, ..Request::default() };

@@ -76,8 +76,8 @@ pub struct Done {
     pub decode_ticks: u64,
     /// 0: end of text, 1: length, 2: cancelled, 3: a stop string.
     pub stop: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Of the prompt's tokens, those that a request before had in common with it, so that they were not computed again.
+    pub reused_tokens: u32,
 }
 
 /// Payload of ERROR, before the text.
