@@ -16,9 +16,9 @@ use crate::process;
 /// The suite's name.
 pub const SUITE: &str = "commands";
 /// Rough cost for `--list`.
-pub const SECONDS: u32 = 130;
+pub const SECONDS: u32 = 190;
 /// How many of the tests boot a machine.
-pub const BOOTS: u32 = 9;
+pub const BOOTS: u32 = 10;
 
 type Test = fn(&Bench) -> Result<()>;
 
@@ -26,6 +26,7 @@ type Test = fn(&Bench) -> Result<()>;
 const TESTS: &[(&str, Test)] = &[
     ("the_readmes_prompt_is_answered", readme),
     ("every_cpu_model_answers_alike", cpu_models),
+    ("a_model_of_48_megabytes_answers_within_its_memory", model_of_48),
     ("bad_arguments_are_usage_errors", bad_arguments),
     ("a_machine_without_packages_is_a_set_up_error", set_up),
     ("a_model_too_large_for_the_machine_is_a_memory_error", host_memory),
@@ -37,6 +38,13 @@ const TESTS: &[(&str, Test)] = &[
     ("a_session_through_a_pipe", terminal::through_a_pipe),
     ("a_run_without_prompt_and_input", terminal::without_input),
 ];
+
+/// Tests that run only with `--slow`, for they take long on a small machine.
+const SLOW_TESTS: &[(&str, Test)] = &[("a_model_of_200_megabytes_answers_within_its_memory", model_of_200)];
+
+fn tests(slow: bool) -> impl Iterator<Item = &'static (&'static str, Test)> {
+    TESTS.iter().chain(if slow { SLOW_TESTS } else { &[] })
+}
 
 /// What the tests share.
 pub struct Bench {
@@ -62,20 +70,20 @@ impl Bench {
 }
 
 /// Names of the tests whose full name contains `filter`.
-pub fn selected(filter: &str) -> Vec<&'static str> {
-    TESTS.iter().map(|(name, _)| *name).filter(|name| format!("{SUITE}::{name}").contains(filter)).collect()
+pub fn selected(filter: &str, slow: bool) -> Vec<&'static str> {
+    tests(slow).map(|(name, _)| *name).filter(|name| format!("{SUITE}::{name}").contains(filter)).collect()
 }
 
 /// Runs the selected tests.
-pub fn run(paths: &Paths, filter: &str, verdicts: &mut Verdicts) -> Result<()> {
-    let selected = selected(filter);
+pub fn run(paths: &Paths, filter: &str, slow: bool, verdicts: &mut Verdicts) -> Result<()> {
+    let selected = selected(filter, slow);
     if selected.is_empty() {
         return Ok(());
     }
     let (dir, _lock) = paths.state("test", SUITE)?;
     let program = std::env::current_exe().context("this program's own path")?;
     let bench = Bench { program, root: paths.root.clone(), dir };
-    for (name, test) in TESTS.iter().filter(|(name, _)| selected.contains(name)) {
+    for (name, test) in tests(slow).filter(|(name, _)| selected.contains(name)) {
         eprintln!("test: {SUITE}::{name}");
         let start = Instant::now();
         let outcome = match test(&bench) {
@@ -163,9 +171,70 @@ fn cpu_models(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
+/// What a partition may take beyond its model file, with a context of 256 tokens: image, model tables, keys and values,
+/// activations, and what is spare.
+const LARGE_MODEL_OVERHEAD: u64 = 24 << 20;
+
+/// A Q4_K model of random weights: the partition says what the engine on this machine says, within a stated memory. The host
+/// has a gigabyte in all.
+fn large_model(bench: &Bench, megabytes: u64) -> Result<()> {
+    let engine = |args: &[&str], model: &Path| -> Result<Output> {
+        let mut command = process::command("cargo");
+        command.current_dir(&bench.root).args([
+            "run",
+            "--quiet",
+            "--release",
+            "--package",
+            "flexserve-engine",
+        ]);
+        command.args(["--", args[0]]).arg(model).args(&args[1..]);
+        let output =
+            command.output().with_context(|| format!("cannot start {}", process::shown(&command)))?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(output)
+    };
+    let model = bench.dir.join("large-q4_k.gguf");
+    engine(&["random", "--format", "Q4_K", "--size", &format!("{megabytes}M"), "--width", "1024"], &model)?;
+    let size = fs::metadata(&model)?.len();
+    ensure!(size >= megabytes << 20, "the model has {size} bytes only");
+    let context = ["256", "q8_0"];
+    let native = engine(&["run", "-p", "hello", "-n", "8", "-c", context[0], "--kv", context[1]], &model)?;
+    let expected = String::from_utf8(native.stdout).context("the engine's answer")?;
+
+    let path = model.to_string_lossy();
+    let args = ["--model", &path, "--prompt", "hello", "--max-tokens", "8", "--mem", "1G"];
+    let report =
+        answered(bench, &[&args[..], &["--ctx-size", context[0], "--cache-type", context[1]]].concat());
+    // It is large, and made again in no time.
+    fs::remove_file(&model)?;
+    let report = report?;
+    ensure!(
+        report["answer"].as_str() == Some(expected.trim_end_matches('\n')) && report["tokens"] == 8,
+        "the partition says {}, the engine on this machine {expected:?}",
+        report["answer"]
+    );
+    let bytes = report["pages_given"].as_u64().unwrap_or(0) * 4096;
+    ensure!(
+        (size..size + LARGE_MODEL_OVERHEAD).contains(&bytes),
+        "{bytes} bytes were given for a model of {size}"
+    );
+    ensure!(report["pages_recalled"] == report["pages_given"], "not every page came back: {report}");
+    Ok(())
+}
+
+fn model_of_48(bench: &Bench) -> Result<()> {
+    large_model(bench, 48)
+}
+
+fn model_of_200(bench: &Bench) -> Result<()> {
+    large_model(bench, 200)
+}
+
 fn bad_arguments(bench: &Bench) -> Result<()> {
     for args in [
         &["run", "--json", "--smp", "0"][..],
+        &["run", "--json", "--cache-type", "q3"],
+        &["run", "--json", "--keep", "3"],
         &["run", "--json", "--mem", "1K"],
         &["run", "--json", "--temp", "nan"],
         &["run", "--json", "--max-tokens", "0"],

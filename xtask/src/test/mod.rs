@@ -63,7 +63,7 @@ pub fn main(paths: &Paths, args: &TestArgs) -> Result<ExitCode> {
         suite::run(paths, &setup, suite, filter, &mut verdicts)?;
     }
     if args.deployment != Some(DeploymentName::SEl2) {
-        commands::run(paths, filter, &mut verdicts)?;
+        commands::run(paths, filter, args.slow, &mut verdicts)?;
     }
     eprintln!("test: took {:.0} s", start.elapsed().as_secs_f64());
     finish(paths, &verdicts)
@@ -93,7 +93,7 @@ fn list(paths: &Paths, suites: &[Suite], args: &TestArgs) {
         println!("  {}::*, {} fixtures, about {} s", parity::SUITE, fixtures.len(), parity::SECONDS);
     }
     let (mut boots, mut seconds) = (0, 0);
-    let commands = commands::selected(filter);
+    let commands = commands::selected(filter, args.slow);
     if !commands.is_empty() {
         (boots, seconds) = (commands::BOOTS, commands::SECONDS);
         println!("{boots} boots of el2, about {seconds} s: the command line itself");
