@@ -1,4 +1,4 @@
-//! The primitives with AVX2, AVX-VNNI and AVX-512.
+//! The primitives with AVX2 and AVX-512.
 
 use core::arch::x86_64::*;
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -17,10 +17,6 @@ use super::{floats, multiply};
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 
-/// [`Avx2`] and AVX-VNNI.
-#[derive(Clone, Copy, Debug)]
-pub struct AvxVnni(Avx2);
-
 /// [`Avx2`] and the F, BW, VL and VNNI parts of AVX-512.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(Avx2);
@@ -33,14 +29,12 @@ pub enum Level {
     None = 1,
     /// [`Avx2`]
     Avx2,
-    /// [`AvxVnni`]
-    AvxVnni,
     /// [`Avx512`]
     Avx512,
 }
 
 impl Level {
-    pub(super) const ALL: [Level; 4] = [Level::None, Level::Avx2, Level::AvxVnni, Level::Avx512];
+    pub(super) const ALL: [Level; 3] = [Level::None, Level::Avx2, Level::Avx512];
 
     /// Asks the CPU, once.
     pub fn detect() -> Self {
@@ -60,7 +54,7 @@ impl Level {
         if __cpuid(0).eax < 7 {
             return Level::None;
         }
-        let (first, seventh, more) = (__cpuid(1), __cpuid_count(7, 0), __cpuid_count(7, 1));
+        let (first, seventh) = (__cpuid(1), __cpuid_count(7, 0));
         // FMA, XSAVE in use, AVX, F16C; AVX2.
         if !has(first.ecx, &[12, 27, 28, 29]) || !has(seventh.ebx, &[5]) {
             return Level::None;
@@ -73,8 +67,6 @@ impl Level {
         // F, BW, VL; VNNI.
         if saved & 0xe6 == 0xe6 && has(seventh.ebx, &[16, 30, 31]) && has(seventh.ecx, &[11]) {
             Level::Avx512
-        } else if has(more.eax, &[4]) {
-            Level::AvxVnni
         } else {
             Level::Avx2
         }
@@ -111,8 +103,6 @@ pub(super) fn multiply_at(
         // SAFETY: the CPU has been asked.
         Level::Avx2 => unsafe { multiply_avx2(Avx2(()), part, input, scratch) },
         // SAFETY: as above.
-        Level::AvxVnni => unsafe { multiply_avx_vnni(AvxVnni(Avx2(())), part, input, scratch) },
-        // SAFETY: as above.
         Level::Avx512 => unsafe { multiply_avx512(Avx512(Avx2(())), part, input, scratch) },
     }
     true
@@ -132,8 +122,6 @@ pub(super) fn attend_at(level: Level, step: &mut Step<'_, '_>) -> bool {
         Level::None => return false,
         // SAFETY: the CPU has been asked.
         Level::Avx2 => unsafe { attend_avx2(Avx2(()), step) },
-        // SAFETY: as above.
-        Level::AvxVnni => unsafe { attend_avx_vnni(AvxVnni(Avx2(())), step) },
         // SAFETY: as above.
         Level::Avx512 => unsafe { attend_avx512(Avx512(Avx2(())), step) },
     }
@@ -161,7 +149,6 @@ macro_rules! entry {
 }
 
 entry!(multiply_avx2, attend_avx2, Avx2, "avx2,fma,f16c");
-entry!(multiply_avx_vnni, attend_avx_vnni, AvxVnni, "avx2,fma,f16c,avxvnni");
 entry!(multiply_avx512, attend_avx512, Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni");
 
 macro_rules! dots {
@@ -171,7 +158,7 @@ macro_rules! dots {
             match Level::detect() {
                 Level::None => None,
                 // SAFETY: the CPU has been asked.
-                Level::Avx2 | Level::AvxVnni => Some(unsafe { $avx2(Avx2(()), row, x) }),
+                Level::Avx2 => Some(unsafe { $avx2(Avx2(()), row, x) }),
                 // SAFETY: as above.
                 Level::Avx512 => Some(unsafe { $avx512(Avx512(Avx2(())), row, x) }),
             }
@@ -318,13 +305,6 @@ lanes_256!(
             let high = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(top, w), x), ones);
             _mm256_add_epi32(sum, _mm256_add_epi32(low, high))
         }
-    }
-);
-
-lanes_256!(
-    AvxVnni,
-    fn dot<const WIDE: bool>(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        x!(_mm256_dpbusd_avx_epi32(sum, w, x))
     }
 );
 
@@ -661,36 +641,6 @@ impl Simd for Avx2 {
                 _mm256_maddubs_epi16(w, x)
             };
             _mm256_madd_epi16(products, ones)
-        }
-    }
-}
-
-impl Simd for AvxVnni {
-    type Eight = AvxVnni;
-    type Wide = AvxVnni;
-
-    #[inline(always)]
-    fn eight(self) -> AvxVnni {
-        self
-    }
-
-    #[inline(always)]
-    fn wide(self) -> AvxVnni {
-        self
-    }
-
-    bytes_256!();
-    sixteen_256!();
-
-    #[inline(always)]
-    fn dot<const SIGNED: bool>(self, w: __m256i, x: &[i8; 32]) -> __m256i {
-        x! {
-            let (zero, x) = (_mm256_setzero_si256(), _mm256_loadu_si256(x.as_ptr().cast()));
-            if SIGNED {
-                _mm256_dpbusd_avx_epi32(zero, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-            } else {
-                _mm256_dpbusd_avx_epi32(zero, w, x)
-            }
         }
     }
 }
