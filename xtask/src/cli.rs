@@ -115,13 +115,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     pub ctx_size: Option<u32>,
     /// How keys and values are stored: f32, f16 or q8_0.
-    #[arg(long, visible_alias = "kv", value_name = "TYPE", value_parser = ["f32", "f16", "q8_0"])]
+    #[arg(long, visible_alias = "kv", value_name = "TYPE")]
     pub cache_type: Option<String>,
     /// When the context is full, forget the oldest half of it and go on.
     #[arg(long)]
     pub context_shift: bool,
     /// First tokens that --context-shift never forgets.
-    #[arg(long, value_name = "N", requires = "context_shift")]
+    #[arg(long, value_name = "N")]
     pub keep: Option<u32>,
     /// Temperature; 0 is greedy.
     #[arg(long, value_name = "T")]

@@ -133,6 +133,9 @@ fn fits(machine: &Machine, size: u64) -> Result<()> {
     ))
 }
 
+/// How keys and values can be stored.
+const CACHE_TYPES: &[&str] = &["f32", "f16", "q8_0"];
+
 fn check(args: &RunArgs) -> Result<()> {
     if args.host_initrd.is_some() && args.host_kernel.is_none() {
         return Err(Failure::usage("--host-initrd needs --host-kernel", "name the kernel too"));
@@ -145,6 +148,15 @@ fn check(args: &RunArgs) -> Result<()> {
     }
     if args.max_tokens == Some(0) {
         return Err(Failure::usage("--max-tokens 0 generates nothing", "use 1 or more"));
+    }
+    if let Some(other) = args.cache_type.as_deref().filter(|ty| !CACHE_TYPES.contains(ty)) {
+        return Err(Failure::usage(
+            format!("there is no --cache-type {other}"),
+            format!("use one of {}", CACHE_TYPES.join(", ")),
+        ));
+    }
+    if args.keep.is_some() && !args.context_shift {
+        return Err(Failure::usage("--keep means nothing without --context-shift", "give both"));
     }
     Ok(())
 }
