@@ -38,12 +38,22 @@ pub trait Block: Stored {
     /// The quants in order.
     fn quants(&self) -> [u8; BLOCK];
 
+    /// The scale as it is stored, in half precision.
+    fn stored_scale(&self) -> u16;
+
+    /// The least element as it is stored.
+    fn stored_min(&self) -> u16 {
+        0
+    }
+
     /// The scale.
-    fn scale(&self) -> f32;
+    fn scale(&self) -> f32 {
+        f16_to_f32(self.stored_scale())
+    }
 
     /// The least element.
     fn min(&self) -> f32 {
-        0.0
+        f16_to_f32(self.stored_min())
     }
 }
 
@@ -67,12 +77,22 @@ pub trait SuperBlock: Stored {
         [0; SUBS]
     }
 
+    /// The scale as it is stored, in half precision.
+    fn stored_scale(&self) -> u16;
+
+    /// The scale of the mins as it is stored.
+    fn stored_min_scale(&self) -> u16 {
+        0
+    }
+
     /// The scale.
-    fn scale(&self) -> f32;
+    fn scale(&self) -> f32 {
+        f16_to_f32(self.stored_scale())
+    }
 
     /// The scale of the mins.
     fn min_scale(&self) -> f32 {
-        0.0
+        f16_to_f32(self.stored_min_scale())
     }
 }
 
@@ -175,90 +195,39 @@ fn expand_super<B: SuperBlock>(block: &B, out: &mut [f32]) {
     }
 }
 
-impl Block for Q4_0 {
-    const OFFSET: i32 = 8;
-    const HAS_MIN: bool = false;
+/// Offset, whether there are minimums, whether quants are signed; the quants; where the minimum is.
+macro_rules! block {
+    ($($name:ident: $offset:literal, $has_min:literal, $signed:literal, |$block:ident| $quants:expr $(, $min:ident)?;)*) => {$(
+        impl Block for $name {
+            const OFFSET: i32 = $offset;
+            const HAS_MIN: bool = $has_min;
+            const SIGNED: bool = $signed;
 
-    #[inline(always)]
-    fn quants(&self) -> [u8; BLOCK] {
-        nibbles(&self.qs)
-    }
+            #[inline(always)]
+            fn quants(&self) -> [u8; BLOCK] {
+                let $block = self;
+                $quants
+            }
 
-    #[inline(always)]
-    fn scale(&self) -> f32 {
-        half(self.d)
-    }
+            #[inline(always)]
+            fn stored_scale(&self) -> u16 {
+                u16::from_le_bytes(self.d)
+            }
+
+            $(#[inline(always)]
+            fn stored_min(&self) -> u16 {
+                u16::from_le_bytes(self.$min)
+            })?
+        }
+    )*};
 }
 
-impl Block for Q4_1 {
-    const OFFSET: i32 = 0;
-    const HAS_MIN: bool = true;
-
-    #[inline(always)]
-    fn quants(&self) -> [u8; BLOCK] {
-        nibbles(&self.qs)
-    }
-
-    #[inline(always)]
-    fn scale(&self) -> f32 {
-        half(self.d)
-    }
-
-    #[inline(always)]
-    fn min(&self) -> f32 {
-        half(self.m)
-    }
-}
-
-impl Block for Q5_0 {
-    const OFFSET: i32 = 16;
-    const HAS_MIN: bool = false;
-
-    #[inline(always)]
-    fn quants(&self) -> [u8; BLOCK] {
-        five_bits(&self.qs, self.qh)
-    }
-
-    #[inline(always)]
-    fn scale(&self) -> f32 {
-        half(self.d)
-    }
-}
-
-impl Block for Q5_1 {
-    const OFFSET: i32 = 0;
-    const HAS_MIN: bool = true;
-
-    #[inline(always)]
-    fn quants(&self) -> [u8; BLOCK] {
-        five_bits(&self.qs, self.qh)
-    }
-
-    #[inline(always)]
-    fn scale(&self) -> f32 {
-        half(self.d)
-    }
-
-    #[inline(always)]
-    fn min(&self) -> f32 {
-        half(self.m)
-    }
-}
-
-impl Block for Q8_0 {
-    const OFFSET: i32 = 0;
-    const HAS_MIN: bool = false;
-    const SIGNED: bool = true;
-
-    #[inline(always)]
-    fn quants(&self) -> [u8; BLOCK] {
-        self.qs
-    }
-
-    #[inline(always)]
-    fn scale(&self) -> f32 {
-        half(self.d)
-    }
+block! {
+    Q4_0: 8, false, false, |block| nibbles(&block.qs);
+    Q4_1: 0, true, false, |block| nibbles(&block.qs), m;
+    Q5_0: 16, false, false, |block| five_bits(&block.qs, block.qh);
+    Q5_1: 0, true, false, |block| five_bits(&block.qs, block.qh), m;
+    Q8_0: 0, false, true, |block| block.qs;
 }
 
 /// The eight 6-bit scales and mins of Q4_K and Q5_K, each in a byte of a word: four of each are in the low six bits of the
@@ -312,13 +281,13 @@ impl SuperBlock for Q4K {
     }
 
     #[inline(always)]
-    fn scale(&self) -> f32 {
-        half(self.d)
+    fn stored_scale(&self) -> u16 {
+        u16::from_le_bytes(self.d)
     }
 
     #[inline(always)]
-    fn min_scale(&self) -> f32 {
-        half(self.dmin)
+    fn stored_min_scale(&self) -> u16 {
+        u16::from_le_bytes(self.dmin)
     }
 }
 
@@ -351,13 +320,13 @@ impl SuperBlock for Q5K {
     }
 
     #[inline(always)]
-    fn scale(&self) -> f32 {
-        half(self.d)
+    fn stored_scale(&self) -> u16 {
+        u16::from_le_bytes(self.d)
     }
 
     #[inline(always)]
-    fn min_scale(&self) -> f32 {
-        half(self.dmin)
+    fn stored_min_scale(&self) -> u16 {
+        u16::from_le_bytes(self.dmin)
     }
 }
 
@@ -387,8 +356,8 @@ impl SuperBlock for Q6K {
     }
 
     #[inline(always)]
-    fn scale(&self) -> f32 {
-        half(self.d)
+    fn stored_scale(&self) -> u16 {
+        u16::from_le_bytes(self.d)
     }
 }
 

@@ -8,43 +8,25 @@ use super::simd::{Lanes, ROWS, Simd};
 pub trait Quants: Block {
     /// Unpacks them.
     fn load<S: Simd>(&self, s: S) -> S::Bytes;
-
-    /// The scale as it is stored.
-    fn stored_scale(&self) -> u16;
-
-    /// The minimum as it is stored.
-    fn stored_min(&self) -> u16 {
-        0
-    }
 }
 
 macro_rules! quants {
-    ($($name:ident: |$s:ident, $block:ident| $load:expr $(, $min:ident)?;)*) => {$(
+    ($($name:ident: |$s:ident, $block:ident| $load:expr;)*) => {$(
         impl Quants for $name {
             #[inline(always)]
             fn load<S: Simd>(&self, $s: S) -> S::Bytes {
                 let $block = self;
                 $load
             }
-
-            #[inline(always)]
-            fn stored_scale(&self) -> u16 {
-                u16::from_le_bytes(self.d)
-            }
-
-            $(#[inline(always)]
-            fn stored_min(&self) -> u16 {
-                u16::from_le_bytes(self.$min)
-            })?
         }
     )*};
 }
 
 quants! {
     Q4_0: |s, block| s.nibbles(&block.qs);
-    Q4_1: |s, block| s.nibbles(&block.qs), m;
+    Q4_1: |s, block| s.nibbles(&block.qs);
     Q5_0: |s, block| s.or(s.nibbles(&block.qs), s.spread(u32::from_le_bytes(block.qh), 16));
-    Q5_1: |s, block| s.or(s.nibbles(&block.qs), s.spread(u32::from_le_bytes(block.qh), 16)), m;
+    Q5_1: |s, block| s.or(s.nibbles(&block.qs), s.spread(u32::from_le_bytes(block.qh), 16));
     Q8_0: |s, block| s.bytes(&block.qs);
 }
 
@@ -53,14 +35,6 @@ pub trait SuperQuants: SuperBlock {
     /// Adds up the products with `x`, each sub-block's times its scale; and those of the minimums, or of the scales where
     /// there is an offset, with the sums of `x`.
     fn dot<S: Simd>(&self, s: S, x: &SuperQuantised, sums32: &[i16; SUBS]) -> (S::Sums, S::Sums);
-
-    /// The scale as it is stored.
-    fn stored_scale(&self) -> u16;
-
-    /// The scale of the minimums as it is stored.
-    fn stored_min_scale(&self) -> u16 {
-        0
-    }
 }
 
 impl SuperQuants for Q4K {
@@ -79,16 +53,6 @@ impl SuperQuants for Q4K {
         }
         part!(0: 0 1, 1: 2 3, 2: 4 5, 3: 6 7);
         (sums, s.dot_small(s.eight_scales(mins), sums32))
-    }
-
-    #[inline(always)]
-    fn stored_scale(&self) -> u16 {
-        u16::from_le_bytes(self.d)
-    }
-
-    #[inline(always)]
-    fn stored_min_scale(&self) -> u16 {
-        u16::from_le_bytes(self.dmin)
     }
 }
 
@@ -111,16 +75,6 @@ impl SuperQuants for Q5K {
         }
         part!(0: 0 1, 1: 2 3, 2: 4 5, 3: 6 7);
         (sums, s.dot_small(s.eight_scales(mins), sums32))
-    }
-
-    #[inline(always)]
-    fn stored_scale(&self) -> u16 {
-        u16::from_le_bytes(self.d)
-    }
-
-    #[inline(always)]
-    fn stored_min_scale(&self) -> u16 {
-        u16::from_le_bytes(self.dmin)
     }
 }
 
@@ -148,11 +102,6 @@ impl SuperQuants for Q6K {
         }
         half!(0: 0 1 2 3, 1: 4 5 6 7);
         (sums, least)
-    }
-
-    #[inline(always)]
-    fn stored_scale(&self) -> u16 {
-        u16::from_le_bytes(self.d)
     }
 }
 
