@@ -148,7 +148,8 @@ impl Target<'_> {
             "-len_control=0",
             "-print_final_stats=1",
             "-rss_limit_mb=4096",
-            "-timeout=60",
+            // In wall time, so that a busy machine must not make a slow input of a good one.
+            "-timeout=600",
         ]);
         command.arg(format!("-max_total_time={}", (seconds.ceil() as u64).clamp(1, STRETCH)));
         command.arg(format!("-artifact_prefix={}/", artifacts.display()));
