@@ -74,6 +74,9 @@ pub struct FakeMachine {
     cores: Vec<Core>,
     pending: Vec<Pending>,
     watched: Arc<[(u16, u64)]>,
+    reached: Arc<[(u16, u64)]>,
+    /// Blocks and tables may replace each other in place (FEAT_BBM level 2, SMMU_IDR3.BBML 2).
+    pub bbm_level_2: bool,
     /// Rules that were broken, in words.
     pub violations: Vec<String>,
     /// The counter: one tick per operation.
@@ -100,12 +103,18 @@ fn is_table(desc: u64, level: u8) -> bool {
     level < 3 && desc & 3 == 3
 }
 
+/// Set in a VMID: an access by a DMA stream of that VMID, through its own root. Any core number does: the SMMU's TLB is
+/// invalidated with the cores'.
+pub const STREAM: u16 = 0x8000;
+
 impl FakeMachine {
     /// A machine with `core_count` cores. The trees' roots are where [`crate::FlexMem::new`] is told they are.
     pub fn new(core_count: usize, host_root: Pa, partition_roots: [Pa; MAX_PARTITIONS]) -> Self {
         let mut m = Self { cores: std::vec![Core::default(); core_count], ..Self::default() };
         let partitions = Slot::all().map(|slot| (slot.vmid(), partition_roots[slot.index()].0));
-        m.roots = partitions.chain([(HOST_VMID, host_root.0)]).collect();
+        let roots = partitions.chain([(HOST_VMID, host_root.0)]);
+        m.roots =
+            roots.flat_map(|(vmid, root)| [(vmid, root), (vmid | STREAM, root + 2 * PAGE_SIZE)]).collect();
         for (&vmid, &root) in &m.roots {
             m.roles.insert(root, Role { vmid, ipa: 0, level: 1 });
         }
@@ -115,6 +124,11 @@ impl FakeMachine {
     /// Lets core 1 read `watched` (VMID, IPA) pages at every single step of the operations that follow.
     pub fn race(&mut self, watched: Vec<(u16, Ipa)>) {
         self.watched = watched.into_iter().map(|(vmid, ipa)| (vmid, ipa.0)).collect();
+    }
+
+    /// Lets core 1 translate `reached` (VMID, IPA) pages anew at every single step that follows: a fault is a violation.
+    pub fn must_reach(&mut self, reached: Vec<(u16, Ipa)>) {
+        self.reached = reached.into_iter().map(|(vmid, ipa)| (vmid, ipa.0)).collect();
     }
 
     /// Checks that a transition has left nothing to invalidate; and forgets it, so that tests can go on.
@@ -269,11 +283,16 @@ impl FakeMachine {
     /// One step of whatever else the machine does meanwhile.
     fn step(&mut self) {
         self.now += 1;
+        for &(vmid, ipa) in self.reached.clone().iter() {
+            if self.walk(vmid, ipa, |_, _, _| ()).is_none() {
+                self.violations.push(format!("VMID {vmid} met a hole at {ipa:x}"));
+            }
+        }
         for &(vmid, ipa) in self.watched.clone().iter() {
             for cacheable in [true, false] {
                 if let Some(word) = self.read(1, vmid, Ipa(ipa), cacheable)
                     && let Some(owner) = secret_owner(word)
-                    && owner.vmid() != vmid
+                    && owner.vmid() != vmid & !STREAM
                 {
                     self.violations.push(format!("VMID {vmid} read {word:x} at {ipa:x}"));
                 }
@@ -306,7 +325,12 @@ impl Machine for FakeMachine {
         if let Some(&Role { vmid, ipa, level }) = self.roles.get(&table.0) {
             let place = (table.0, index);
             let ipa = ipa + ((index as u64) << shift(level));
-            let must_break = |from: u64| from & 1 != 0 && (from ^ descriptor) & !(SOFTWARE | RIGHTS) != 0;
+            let resized = |from: u64| is_table(from, level) != is_table(descriptor, level);
+            let must_break = |from: u64| {
+                from & 1 != 0
+                    && (from ^ descriptor) & !(SOFTWARE | RIGHTS) != 0
+                    && !(self.bbm_level_2 && resized(from))
+            };
             if descriptor & 1 != 0 && must_break(old) {
                 self.violations.push(format!("entry {place:x?} changed in place: {old:x} to {descriptor:x}"));
             }
@@ -331,19 +355,20 @@ impl Machine for FakeMachine {
         let covers = |base: u64, size: u64| range.start <= base && base + size <= range.end;
         let touches = |base: u64, size: u64| base < range.end && range.start < base + size;
         for core in &mut self.cores {
-            core.leaves.retain(|&(v, base), _| v != vmid || !touches(base, PAGE_SIZE));
-            core.tables.retain(|&(v, level, base), _| v != vmid || !touches(base, 1 << shift(level - 1)));
+            core.leaves.retain(|&(v, base), _| v & !STREAM != vmid || !touches(base, PAGE_SIZE));
+            core.tables
+                .retain(|&(v, level, base), _| v & !STREAM != vmid || !touches(base, 1 << shift(level - 1)));
         }
-        self.pending.retain(|p| p.vmid != vmid || !covers(p.ipa, p.size));
+        self.pending.retain(|p| p.vmid & !STREAM != vmid || !covers(p.ipa, p.size));
         self.step();
     }
 
     fn tlbi_vmid(&mut self, vmid: u16) {
         for core in &mut self.cores {
-            core.leaves.retain(|&(v, _), _| v != vmid);
-            core.tables.retain(|&(v, _, _), _| v != vmid);
+            core.leaves.retain(|&(v, _), _| v & !STREAM != vmid);
+            core.tables.retain(|&(v, _, _), _| v & !STREAM != vmid);
         }
-        self.pending.retain(|pending| pending.vmid != vmid);
+        self.pending.retain(|pending| pending.vmid & !STREAM != vmid);
         self.step();
     }
 

@@ -4,10 +4,10 @@ use crate::counters::{Meter, Part};
 use crate::desc::Desc;
 use crate::loans::Loan;
 use crate::pool::Pool;
-use crate::walk::{self, ADDRESS_END, ENTRIES, LAST_LEVEL, Place, Tree};
+use crate::walk::{self, ADDRESS_END, ENTRIES, LAST_LEVEL, PARTITION_END, Place, Tree};
 use crate::{
     Census, Counters, Error, HOST_VMID, HostMemory, Ipa, MAX_LOANS, MAX_PARTITIONS, MAX_PINS, Machine,
-    PAGE_SIZE, Pa, PageRange, PageState, PartitionPage, STEP_PAGES, Slot,
+    PAGE_SIZE, Pa, PageRange, PageState, PartitionPage, Party, STEP_PAGES, Slot, Window,
 };
 
 /// Life of a slot.
@@ -40,6 +40,11 @@ pub struct FlexMem {
     pub(crate) loans: [Option<Loan>; MAX_LOANS],
     /// Valid leaves of the host's tree at levels 1 to 3.
     leaves: [u64; LAST_LEVEL as usize],
+    /// A bit for each GiB of the host's with devices: no stream reaches it.
+    device_gibibytes: [u64; 2 * ENTRIES / 64],
+    /// Whether CPUs and SMMUs let a valid entry change size in place.
+    in_place: bool,
+    pub(crate) window: Option<Window>,
     pub(crate) counters: Counters,
     pub(crate) meter: Meter,
     #[cfg(any(test, feature = "fault-knobs"))]
@@ -48,8 +53,8 @@ pub struct FlexMem {
 
 /// Boot.
 impl FlexMem {
-    /// Starts with nothing mapped. `host_root` and `partition_roots` are 8 KiB each, 8 KiB aligned, in hypervisor memory;
-    /// the host's must be zero. `reserve` table pages are kept for [`Self::host_give_tables`] alone, which then cannot
+    /// Starts with nothing mapped. `host_root` and `partition_roots` are 16 KiB each, 8 KiB aligned, in hypervisor memory: the
+    /// root for CPUs, then the one for SMMU streams; the host's must be zero. `reserve` table pages are kept for [`Self::host_give_tables`] alone, which then cannot
     /// fail for lack of tables: the GiB of host RAM, plus 2.
     pub const fn new(host_root: Pa, partition_roots: [Pa; MAX_PARTITIONS], reserve: u64) -> Self {
         let host = Tree { root: host_root, vmid: HOST_VMID };
@@ -67,6 +72,9 @@ impl FlexMem {
             pins: [None; _],
             loans: [None; _],
             leaves: [0; _],
+            device_gibibytes: [0; _],
+            in_place: false,
+            window: None,
             counters: Counters::NONE,
             meter: Meter::IDLE,
             #[cfg(any(test, feature = "fault-knobs"))]
@@ -90,7 +98,35 @@ impl FlexMem {
         size: u64,
         kind: HostMemory,
     ) -> Result<(), Error> {
+        if kind == HostMemory::Device {
+            self.boot_hide_from_streams(m, base, size)?;
+        }
         self.boot_fill(m, base, size, |address, level| Desc::host(address, level, kind))
+    }
+
+    /// Takes the GiB that a range of devices touches away from the host's streams: an interrupt controller or another
+    /// device's registers are not to be reached by DMA. RAM in the same GiB is out of their reach too.
+    pub(crate) fn boot_hide_from_streams<M: Machine>(
+        &mut self,
+        m: &mut M,
+        base: Pa,
+        size: u64,
+    ) -> Result<(), Error> {
+        let range = PageRange::new(base, size.div_ceil(PAGE_SIZE))?;
+        for index in walk::index(range.base().0, 1)..=walk::index(range.end().0 - 1, 1) {
+            if let Some(word) = self.device_gibibytes.get_mut(index / 64) {
+                *word |= 1 << (index % 64);
+            }
+            m.store(self.host.stream_root(), index, Desc::ABSENT.0);
+        }
+        m.tlbi_vmid(self.host.vmid);
+        Ok(())
+    }
+
+    /// Boot: says that every CPU has FEAT_BBM level 2 and every SMMU IDR3.BBML 2 (Arm ARM D8.16.1): entries change between
+    /// table and block in place, so that neither CPU nor DMA meets a hole.
+    pub fn boot_change_in_place(&mut self) {
+        self.in_place = true;
     }
 
     /// Boot: records `[base, base + size)` as the hypervisor's. Optional: what is absent is refused all the same.
@@ -139,7 +175,7 @@ impl FlexMem {
 
     /// The first page that a partition has at or above `from`. At most 2048 entries are looked at.
     pub fn next_partition_page<M: Machine>(&self, m: &M, slot: Slot, from: Ipa) -> Option<PartitionPage> {
-        self.next_partition_page_below(m, slot, walk::align(from.0, LAST_LEVEL), ADDRESS_END)
+        self.next_partition_page_below(m, slot, walk::align(from.0, LAST_LEVEL), PARTITION_END)
     }
 
     fn next_partition_page_below<M: Machine>(
@@ -150,7 +186,7 @@ impl FlexMem {
         end: u64,
     ) -> Option<PartitionPage> {
         let partition = self.partition(slot).ok()?;
-        let (at, place) = walk::next(m, partition.tree.root, from, end.min(ADDRESS_END), Desc::is_valid)?;
+        let (at, place) = walk::next(m, partition.tree.root, from, end.min(PARTITION_END), Desc::is_valid)?;
         let offset = at - walk::align(at, place.level);
         let desc = place.desc;
         Some(PartitionPage {
@@ -163,9 +199,17 @@ impl FlexMem {
         })
     }
 
-    /// Root of a partition's tree, for VTTBR_EL2 and SMMU stream table entries.
-    pub fn partition_root(&self, slot: Slot) -> Result<Pa, Error> {
-        Ok(self.partition(slot)?.tree.root)
+    /// VMID and root of a party's tree for SMMU stream table entries.
+    pub fn stream_root(&self, party: Party) -> Result<(u16, Pa), Error> {
+        let tree = self.tree_of(party)?;
+        Ok((tree.vmid, tree.stream_root()))
+    }
+
+    pub(crate) fn tree_of(&self, party: Party) -> Result<Tree, Error> {
+        match party {
+            Party::Host => Ok(self.host),
+            Party::Partition(slot) => Ok(self.partition(slot)?.tree),
+        }
     }
 
     /// Pages that a partition owns now.
@@ -335,6 +379,9 @@ impl FlexMem {
     /// or the mark change.
     pub(crate) fn set<M: Machine>(&mut self, m: &mut M, tree: Tree, place: &mut Place, desc: Desc) {
         m.store(place.table, place.index, desc.0);
+        if place.level == 1 && !self.is_hidden_from_streams(tree, place.index) {
+            m.store(tree.stream_root(), place.index, desc.0);
+        }
         if tree == self.host
             && let Some(count) = self.leaves.get_mut(usize::from(place.level) - 1)
         {
@@ -344,11 +391,18 @@ impl FlexMem {
         place.desc = desc;
     }
 
-    /// Replaces an entry by one of another size: break before make. With FEAT_BBM level 2 on CPU and SMMU the break may
-    /// be left out; this is the place.
+    pub(crate) fn is_hidden_from_streams(&self, tree: Tree, index: usize) -> bool {
+        if tree == self.host {
+            self.device_gibibytes.get(index / 64).is_none_or(|word| word >> (index % 64) & 1 == 1)
+        } else {
+            index >= walk::index(PARTITION_END, 1)
+        }
+    }
+
+    /// Replaces an entry by one of another size: break before make, unless the machine does without.
     fn replace<M: Machine>(&mut self, m: &mut M, tree: Tree, address: u64, place: &mut Place, desc: Desc) {
         let (base, page_count) = (walk::align(address, place.level), walk::size(place.level) / PAGE_SIZE);
-        if place.desc.is_valid() && desc.is_valid() && !skips!(self, SkipBreak) {
+        if place.desc.is_valid() && desc.is_valid() && !self.in_place && !skips!(self, SkipBreak) {
             self.set(m, tree, place, Desc::ABSENT);
             self.tlbi(m, tree, base, page_count);
             self.set(m, tree, place, desc);

@@ -60,12 +60,14 @@ pub enum Knob {
     SkipScrubOnReclaim = 17,
     /// A send does not look for the same page twice in its list.
     SkipSendOverlapCheck = 18,
+    /// The window stays in the tree of who loses it.
+    SkipWindowUnmap = 19,
 }
 
 #[cfg(any(test, feature = "fault-knobs"))]
 impl Knob {
     /// All knobs, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::SkipHostUnmap,
         Self::SkipTlbi,
         Self::SkipScrubOnGive,
@@ -85,6 +87,7 @@ impl Knob {
         Self::SkipBorrowedCheck,
         Self::SkipScrubOnReclaim,
         Self::SkipSendOverlapCheck,
+        Self::SkipWindowUnmap,
     ];
 }
 

@@ -51,6 +51,7 @@ mod tests;
 mod transitions;
 mod types;
 mod walk;
+mod window;
 
 pub use counters::{Census, Cost, Counters};
 pub use flexmem::FlexMem;
@@ -62,11 +63,14 @@ pub use types::{
     Access, Error, Fill, HostMemory, Ipa, LoanId, LoanKind, Pa, PageRange, PageState, PartitionPage, Party,
     Slot,
 };
+pub use window::Window;
 
 /// Bytes of a page (the stage-2 granule).
 pub const PAGE_SIZE: u64 = 4096;
 /// Addresses, physical and intermediate, are below 2 to this power (VTCR_EL2.T0SZ = 24).
 pub const ADDRESS_BITS: u32 = 40;
+/// Partitions' memory lies below 2 to this power, their devices above.
+pub const PARTITION_BITS: u32 = 39;
 /// The most partitions at a time.
 pub const MAX_PARTITIONS: usize = 16;
 /// The most pages that one call moves; longer work is the caller's loop.

@@ -6,7 +6,7 @@
 
 use crate::counters::{Meter, Part};
 use crate::desc::Desc;
-use crate::transitions::Flush;
+use crate::transitions::{Flush, partition_range};
 use crate::walk::{self, LAST_LEVEL, Tree};
 use crate::{
     Access, Error, FlexMem, Ipa, LoanId, LoanKind, MAX_BORROWERS, Machine, PAGE_SIZE, Pa, PageRange, Party,
@@ -333,7 +333,7 @@ impl FlexMem {
         if !ipa.0.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Unaligned);
         }
-        let target = PageRange::new(Pa(ipa.0), loan.page_count).map_err(|_| Error::IpaOutOfRange)?;
+        let target = partition_range(ipa, loan.page_count)?;
         let end = target.end().0;
         if let Some((at, _)) = walk::next(m, tree.root, ipa.0, end, |desc| desc != Desc::ABSENT) {
             return Err(Error::IpaTaken { ipa: Ipa(at) });

@@ -8,7 +8,7 @@
 use crate::counters::{Meter, Part};
 use crate::desc::Desc;
 use crate::flexmem::State;
-use crate::walk::{self, ADDRESS_END, LAST_LEVEL, Place, Tree};
+use crate::walk::{self, LAST_LEVEL, PARTITION_END, Place, Tree};
 use crate::{
     Access, Error, Fill, FlexMem, HostMemory, Ipa, Machine, PAGE_SIZE, Pa, PageRange, STEP_PAGES, Slot,
 };
@@ -57,8 +57,18 @@ impl<'a> Sorted<'a> {
 
     /// The pages in the caller's order, with consecutive IPAs.
     fn pages(&self, ipa: Ipa) -> impl Iterator<Item = (Pa, u64)> + use<'a> {
-        let ipas = (ipa.0..ADDRESS_END).step_by(PAGE_SIZE as usize);
+        let ipas = (ipa.0..PARTITION_END).step_by(PAGE_SIZE as usize);
         self.ranges.iter().flat_map(PageRange::pages).zip(ipas)
+    }
+}
+
+/// Checks a range of a partition's memory.
+pub(crate) fn partition_range(ipa: Ipa, page_count: u64) -> Result<PageRange, Error> {
+    match PageRange::new(Pa(ipa.0), page_count) {
+        Ok(range) if range.end().0 <= PARTITION_END => Ok(range),
+        Err(Error::Unaligned) => Err(Error::Unaligned),
+        Err(_) if page_count == 0 => Err(Error::InvalidRange),
+        _ => Err(Error::IpaOutOfRange),
     }
 }
 
@@ -166,9 +176,11 @@ impl FlexMem {
             return Err(Error::SlotTaken);
         }
         partition.state = State::Live;
-        let root = partition.tree.root;
-        m.zero(root);
-        m.zero(Pa(root.0 + PAGE_SIZE));
+        let tree = partition.tree;
+        for root in [tree.root, tree.stream_root()] {
+            m.zero(root);
+            m.zero(Pa(root.0 + PAGE_SIZE));
+        }
         Ok(())
     }
 
@@ -202,7 +214,7 @@ impl FlexMem {
         if !ipa.0.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Unaligned);
         }
-        let target = PageRange::new(Pa(ipa.0), sorted.page_count).map_err(|_| Error::IpaOutOfRange)?;
+        let target = partition_range(ipa, sorted.page_count)?;
         let end = target.end().0;
         if let Some((at, _)) = walk::next(m, tree.root, ipa.0, end, |desc| desc != Desc::ABSENT)
             && !skips!(self, SkipIpaCheck)
@@ -321,7 +333,7 @@ impl FlexMem {
         if !ipa.0.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Unaligned);
         }
-        if ipa.0 >= ADDRESS_END {
+        if ipa.0 >= PARTITION_END {
             return Err(Error::IpaOutOfRange);
         }
         let place = walk::find(m, tree.root, ipa.0);
@@ -354,7 +366,7 @@ impl FlexMem {
         if page_count > STEP_PAGES {
             return Err(Error::TooMany);
         }
-        let range = PageRange::new(Pa(ipa.0), page_count)?;
+        let range = partition_range(ipa, page_count)?;
         let is_kept = |desc: Desc| !desc.is_valid() || desc.is_loaned() || desc.is_borrowed();
         if let Some((at, place)) = walk::next(m, tree.root, ipa.0, range.end().0, is_kept) {
             let absent = place.desc == Desc::ABSENT;
@@ -383,7 +395,7 @@ impl FlexMem {
         if self.end_loan_of(m, slot)? {
             return Ok(self.partition_page_count(slot).max(1));
         }
-        self.take_back(m, slot, tree, 0, ADDRESS_END, max_pages.min(STEP_PAGES))?;
+        self.take_back(m, slot, tree, 0, PARTITION_END, max_pages.min(STEP_PAGES))?;
         let remaining = self.partition_page_count(slot);
         if remaining == 0 {
             // The VMID is used again only after this.

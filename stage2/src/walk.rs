@@ -1,7 +1,7 @@
 //! Walks: level 1 (1 GiB, 1024 entries in two concatenated tables), level 2 (2 MiB), level 3 (4 KiB).
 
 use crate::desc::Desc;
-use crate::{ADDRESS_BITS, Machine, PAGE_SIZE, Pa, PageRange};
+use crate::{ADDRESS_BITS, Machine, PAGE_SIZE, PARTITION_BITS, Pa, PageRange};
 
 /// Level of pages.
 pub(crate) const LAST_LEVEL: u8 = 3;
@@ -9,13 +9,26 @@ pub(crate) const LAST_LEVEL: u8 = 3;
 pub(crate) const ENTRIES: usize = 512;
 /// End of the address space.
 pub(crate) const ADDRESS_END: u64 = 1 << ADDRESS_BITS;
+/// End of a partition's memory; above it lie devices ([`crate::PARTITION_BITS`]).
+pub(crate) const PARTITION_END: u64 = 1 << PARTITION_BITS;
 
-/// A stage-2 tree.
+/// A stage-2 tree. Its owner's SMMU streams walk another root, right behind `root`, that holds the same entries but those
+/// with devices below them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tree {
     pub root: Pa,
     pub vmid: u16,
 }
+
+impl Tree {
+    /// The root that streams walk.
+    pub fn stream_root(self) -> Pa {
+        Pa(self.root.0 + ROOT_SIZE)
+    }
+}
+
+/// Bytes of a root: two concatenated tables.
+pub(crate) const ROOT_SIZE: u64 = 2 * PAGE_SIZE;
 
 /// An entry, where it stands and what it was when it was read.
 #[derive(Clone, Copy, Debug)]

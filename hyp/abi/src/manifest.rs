@@ -20,7 +20,7 @@ pub const MEASURE_LABEL: [u8; 16] = *b"flexserve-meas-1";
 /// Most regions of a partition.
 pub const MAX_REGIONS: usize = 16;
 /// IPAs are below this (40 bits, the stage-2 format of this project).
-pub const IPA_LIMIT: u64 = 1 << 40;
+pub const IPA_LIMIT: u64 = 1 << 39;
 
 /// Region kinds.
 pub mod kind {

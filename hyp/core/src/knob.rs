@@ -4,7 +4,7 @@
 //!
 //! | number | name | what is skipped when it is on |
 //! |---|---|---|
-//! | 0x00-0x12 | those of `stage2::Knob` | as described there; `SkipScrubAll` is the scrub before a reset |
+//! | 0x00-0x13 | those of `stage2::Knob` | as described there; `SkipScrubAll` is the scrub before a reset |
 //! | 0x40 | `RXTX_OWNERSHIP` | RXTX_MAP's check that the host owns the buffers, and their pin |
 //! | 0x41 | `CPU_ON_ENTRY` | the check that the entry point of CPU_ON is memory of the host |
 //! | 0x42 | `CONTENTS_AFTER_MEASURE` | GIVE's check that contents come before measuring |
@@ -195,6 +195,7 @@ pub(crate) fn stage2_knob(number: u64) -> Option<stage2::Knob> {
         SkipBorrowedCheck,
         SkipScrubOnReclaim,
         SkipSendOverlapCheck,
+        SkipWindowUnmap,
     ];
     knobs.into_iter().find(|knob| *knob as u64 == number)
 }

@@ -233,7 +233,7 @@ impl Hypervisor {
         }
     }
 
-    /// The ownership record: for look-ups, and for [`Platform`]'s needs such as [`FlexMem::partition_root`].
+    /// The ownership record: for look-ups, and for [`Platform`]'s needs such as [`FlexMem::stream_root`].
     pub fn memory(&self) -> &FlexMem {
         &self.memory
     }

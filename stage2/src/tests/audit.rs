@@ -95,6 +95,20 @@ fn loans(fm: &FlexMem, m: &FakeMachine) -> Result<Loans, String> {
 
 /// Checks I1 over all trees, the records, the counts, the pool and the TLBs.
 pub fn audit(fm: &FlexMem, m: &FakeMachine) -> Result<(), String> {
+    let live = fm.partitions.iter().filter(|partition| partition.state != State::Free);
+    for tree in live.map(|partition| partition.tree).chain([fm.host]) {
+        for page in 0..2 {
+            let at = |root: Pa| m.words(Pa(root.0 + page * PAGE_SIZE));
+            let (entries, streamed) = (at(tree.root), at(tree.stream_root()));
+            for (index, (entry, found)) in entries.iter().zip(streamed.iter()).enumerate() {
+                let gibibyte = page as usize * 512 + index;
+                // Mostly both are 0.
+                let expected =
+                    if *entry == 0 || fm.is_hidden_from_streams(tree, gibibyte) { 0 } else { *entry };
+                ensure!(*found == expected, "VMID {}: streams see {found:x} at GiB {gibibyte}", tree.vmid);
+            }
+        }
+    }
     let host = reading(m, fm.host.root);
     let host_at = |pa: u64| {
         let (&base, &(level, desc)) = host.entries.range(..=pa).next_back()?;

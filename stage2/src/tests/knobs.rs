@@ -146,6 +146,16 @@ fn scenario(knob: Knob, skip: bool) -> Result<(), String> {
             let _ = w.host_send(&[range(page, 2), range(page + PAGE_SIZE, 1)], LoanKind::Share);
             broken(&mut w)
         }
+        Knob::SkipWindowUnmap => {
+            let window = range(200 << 30, 1);
+            w.fm.boot_window(&mut w.m, window, [Pa(HYP + 0xf_0000), Pa(HYP + 0xf_1000)]).unwrap();
+            w.fm.window_open(&mut w.m, Party::Host).unwrap();
+            w.fm.window_close(&mut w.m, Party::Host).unwrap();
+            match w.m.read(1, HOST_VMID, Ipa(200 << 30), true) {
+                None => broken(&mut w),
+                Some(_) => Err("the host still reaches the window".into()),
+            }
+        }
         Knob::SkipBreak => {
             w.give(0, &[range(page, 1)], IPA).unwrap();
             w.recall(0, IPA, 1).unwrap();

@@ -6,6 +6,7 @@ mod explore;
 mod knobs;
 mod matrix;
 mod property;
+mod streams;
 mod transitions;
 
 use crate::fake::{FakeMachine, secret, secret_owner};
@@ -48,11 +49,11 @@ pub fn range(base: u64, page_count: u64) -> PageRange {
 impl World {
     /// Nothing mapped, `own_tables` table pages.
     pub fn bare(own_tables: u64) -> Self {
-        let roots = std::array::from_fn(|i| Pa(HYP + 0x2000 + 0x2000 * i as u64));
+        let roots = std::array::from_fn(|i| Pa(HYP + 0x4000 + 0x4000 * i as u64));
         let mut w =
             Self { fm: FlexMem::new(Pa(HYP), roots, RESERVE), m: FakeMachine::new(2, Pa(HYP), roots) };
         // Whatever was in memory before: only the host's root has to be zero.
-        for garbage in roots.iter().flat_map(|root| [root.0, root.0 + PAGE_SIZE]) {
+        for garbage in roots.iter().flat_map(|root| (0..4).map(|page| root.0 + page * PAGE_SIZE)) {
             w.m.write_page(Pa(garbage), &[0xff; 4096]);
         }
         for i in 0..own_tables {

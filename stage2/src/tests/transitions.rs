@@ -325,12 +325,12 @@ fn refused_gives() {
     w.refused(Error::Pinned { pa: Pa(RAM + 2 * PAGE_SIZE) }, give(vec![range(RAM + PAGE_SIZE, 9)], IPA * 2));
     w.refused(Error::Unaligned, give(vec![free], IPA * 2 + 1));
     w.refused(Error::IpaTaken { ipa: Ipa(IPA) }, give(vec![free], IPA - PAGE_SIZE));
-    w.refused(Error::IpaOutOfRange, give(vec![free], (1 << 40) - PAGE_SIZE));
-    w.refused(Error::IpaOutOfRange, give(vec![free], 1 << 40));
+    w.refused(Error::IpaOutOfRange, give(vec![free], (1 << 39) - PAGE_SIZE));
+    w.refused(Error::IpaOutOfRange, give(vec![free], 1 << 39));
     w.refused(Error::IpaOutOfRange, give(vec![free], 0u64.wrapping_sub(PAGE_SIZE)));
     w.refused(Error::NoSuchPartition, |w| w.give(2, &[free], IPA));
     // The last page of the partition's space is as good as any.
-    assert_eq!(w.give(0, &[free], (1 << 40) - 2 * PAGE_SIZE), Ok(2));
+    assert_eq!(w.give(0, &[free], (1 << 39) - 2 * PAGE_SIZE), Ok(2));
     w.check();
 }
 
@@ -343,8 +343,8 @@ fn refused_recalls() {
     w.refused(Error::NotGiven { ipa: Ipa(IPA - PAGE_SIZE) }, recall(IPA - PAGE_SIZE, 1));
     w.refused(Error::Unaligned, recall(IPA + 1, 1));
     w.refused(Error::InvalidRange, recall(IPA, 0));
-    w.refused(Error::InvalidRange, recall(1 << 40, 1));
-    w.refused(Error::InvalidRange, recall(u64::MAX - PAGE_SIZE + 1, 1));
+    w.refused(Error::IpaOutOfRange, recall(1 << 39, 1));
+    w.refused(Error::IpaOutOfRange, recall(u64::MAX - PAGE_SIZE + 1, 1));
     w.refused(Error::TooMany, recall(IPA, 513));
     w.refused(Error::TooMany, recall(IPA, u64::MAX));
     w.refused(Error::NotGiven { ipa: Ipa(IPA) }, |w| w.recall(1, IPA, 1));
@@ -358,7 +358,7 @@ fn refused_recalls() {
     w.refused(Error::Busy, |w| w.share(0, IPA));
     w.refused(Error::SlotTaken, |w| w.fm.partition_create(&mut w.m, slot(0)));
     assert_eq!(w.destroy(0, u64::MAX), Ok(0));
-    assert_eq!(w.fm.partition_root(slot(0)), Err(Error::NoSuchPartition));
+    assert_eq!(w.fm.stream_root(Party::Partition(slot(0))), Err(Error::NoSuchPartition));
     assert_eq!(w.fm.partition_create(&mut w.m, slot(0)), Ok(()));
     assert_eq!(w.pages_of(0), []);
     w.check();
@@ -379,7 +379,7 @@ fn refused_shares() {
     w.refused(Error::NotGiven { ipa: Ipa(IPA) }, |w| w.share(1, IPA));
     w.refused(Error::NotShared { ipa: Ipa(IPA) }, |w| w.unshare(0, IPA));
     w.refused(Error::Unaligned, |w| w.share(0, IPA + 8));
-    w.refused(Error::IpaOutOfRange, |w| w.share(0, 1 << 40));
+    w.refused(Error::IpaOutOfRange, |w| w.share(0, 1 << 39));
     w.refused(Error::IpaOutOfRange, |w| w.unshare(0, u64::MAX - PAGE_SIZE + 1));
     w.refused(Error::NoSuchPartition, |w| w.share(9, IPA));
     w.share(0, IPA).unwrap();
@@ -435,7 +435,7 @@ fn host_owns_exactly_its_ram() {
     assert!(owns(RAM, 1) && owns(RAM + 7, 8 * PAGE_SIZE - 7) && owns(RAM + MIB2, MIB2));
     assert!(!owns(RAM + 7, 8 * PAGE_SIZE - 6) && !owns(RAM, 0) && !owns(RAM + MIB2, MIB2 + 1));
     assert!(!owns(RAM - 1, 2) && !owns(DEVICE, 1) && !owns(HYP, 1) && !owns(ABSENT, 1));
-    assert!(!owns(u64::MAX, 2) && !owns(u64::MAX, 1) && !owns(RAM, u64::MAX) && !owns(1 << 40, 1));
+    assert!(!owns(u64::MAX, 2) && !owns(u64::MAX, 1) && !owns(RAM, u64::MAX) && !owns(1 << 39, 1));
 }
 
 #[test]

@@ -112,7 +112,7 @@ pub fn hypervisor(data: &[u8]) {
 
 impl World {
     fn new() -> Self {
-        let roots = std::array::from_fn(|i| Pa(HYPERVISOR + 0x2000 + 0x2000 * i as u64));
+        let roots = std::array::from_fn(|i| Pa(HYPERVISOR + 0x4000 + 0x4000 * i as u64));
         let mut fake = Fake(FakeMachine::new(2, Pa(HYPERVISOR), roots));
         let mut hypervisor = Box::new(Hypervisor::new(FlexMem::new(Pa(HYPERVISOR), roots, 3)));
         let memory = hypervisor.memory_mut();

@@ -160,7 +160,7 @@ pub fn x(code: i32) -> u64 {
 impl World {
     /// As after boot: `tables` table pages, no mailbox.
     pub fn bare(tables: u64) -> Self {
-        let roots = std::array::from_fn(|i| Pa(HYPERVISOR + 0x2000 + 0x2000 * i as u64));
+        let roots = std::array::from_fn(|i| Pa(HYPERVISOR + 0x4000 + 0x4000 * i as u64));
         let machine = FakeMachine::new(2, Pa(HYPERVISOR), roots);
         let mut platform = FakePlatform {
             machine,
