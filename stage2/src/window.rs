@@ -31,6 +31,13 @@ impl Window {
     }
 }
 
+impl Window {
+    /// Whether a party sees a register at `ipa` while the window is open to it.
+    pub fn holds(&self, party: Party, ipa: u64) -> bool {
+        ipa.wrapping_sub(self.ipa(party).0) < self.range.page_count() * PAGE_SIZE
+    }
+}
+
 impl FlexMem {
     /// Boot: makes the window, closed to everybody. Its GiB must hold nothing else of the host's, its pages lie in one
     /// 2 MiB, and `tables` are two pages of the hypervisor's.

@@ -79,12 +79,35 @@ pub mod op {
     /// bytes since its creation; the log keeps the last [`super::LOG_SIZE`]. Result: x4 = bytes in RX, x5 = position of the first one.
     pub const LOG: u64 = 0x30;
 
+    /// Host or partition. What the caller has to know of the NPU; NOT_SUPPORTED where there is none. Result: x4 = [`super::npu`]
+    /// flags and generation, x5 = IPA of its registers, x6 = offsets there: 16 bits each for the virtio structures common
+    /// configuration, interrupt status, device configuration and notifications (virtio 1.2, 4.1.4), x7 = notification
+    /// multiplier, and from bit 32 on pages.
+    pub const NPU_STATE: u64 = 0x40;
+    /// Host or partition. Takes the NPU, which is then in its power-on state. Result as of NPU_STATE. BUSY while another
+    /// holds it: that one is asked to release it; x4 = ticks until a call takes it by force.
+    pub const NPU_ACQUIRE: u64 = 0x41;
+    /// Host or partition. Does not use the NPU any more; it stays where it is until another acquires it. DENIED: the caller does
+    /// not hold it. Result as of NPU_STATE.
+    pub const NPU_RELEASE: u64 = 0x42;
+
     /// Fault-knob images only. x4 = knob number, x5 = 0 off or 1 on.
     pub const KNOB: u64 = 0x7F00;
 }
 
 /// INFO flag: this image was built with fault knobs and is not for production.
 pub const INFO_FAULT_KNOBS: u64 = 1;
+
+/// x4 of what the NPU operations return.
+pub mod npu {
+    /// The caller holds the NPU.
+    pub const HELD: u64 = 1;
+    /// And somebody else asks for it: release it at the end of the job, or lose it.
+    pub const WANTED: u64 = 2;
+    /// From this bit on: how often it changed hands. Another number than at ACQUIRE: it was lost in between, and with it
+    /// every job that had not ended.
+    pub const GENERATION_SHIFT: u32 = 8;
+}
 
 /// A run of physically contiguous pages in a list. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -39,6 +39,60 @@ pub struct Cost {
     pub scrub: u64,
 }
 
+/// Cost of changes of the NPU's owner, in ticks, by part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SwitchCost {
+    /// Registers out of the old owner's stage 2.
+    pub close: u64,
+    /// Drain and reset.
+    pub reset: u64,
+    /// Stream table entry to abort, invalidation.
+    pub detach: u64,
+    /// Stream table entry to the new owner's tables.
+    pub attach: u64,
+    /// Interrupt route, registers into the new owner's stage 2.
+    pub open: u64,
+}
+
+impl SwitchCost {
+    /// No cost.
+    pub const NONE: Self = Self { close: 0, reset: 0, detach: 0, attach: 0, open: 0 };
+
+    /// Adds another.
+    pub fn add(&mut self, other: &Self) {
+        self.close += other.close;
+        self.reset += other.reset;
+        self.detach += other.detach;
+        self.attach += other.attach;
+        self.open += other.open;
+    }
+}
+
+/// Counters of the NPU since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NpuStats {
+    /// Jobs that the device counted.
+    pub jobs: u64,
+    /// Changes of owner.
+    pub switches: u64,
+    /// Of these, from an owner that did not release it.
+    pub forced: u64,
+    /// Accesses of all devices that the SMMU refused, as far as it reported them.
+    pub blocked: u64,
+    /// The last switch.
+    pub last: SwitchCost,
+    /// All switches.
+    pub total: SwitchCost,
+}
+
+impl NpuStats {
+    /// Nothing happened.
+    pub const NONE: Self =
+        Self { jobs: 0, switches: 0, forced: 0, blocked: 0, last: SwitchCost::NONE, total: SwitchCost::NONE };
+}
+
 /// Counters of the whole system since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -83,6 +137,8 @@ pub struct SystemStats {
     pub last_give: Cost,
     /// Cost of the last recall.
     pub last_recall: Cost,
+    /// The NPU.
+    pub npu: NpuStats,
 }
 
 /// Counters of one partition.

@@ -3,6 +3,7 @@
 use crate::ffa::{self, Answer, success};
 use crate::knob::{self, Knobs};
 use crate::message::{self, Endpoint};
+use crate::npu::{self, Npu};
 use crate::partition::{self, End, Partition, State, Vcpu};
 use crate::service::{self, Refusal, Results};
 use crate::{Exit, Hypervisor, Next, Platform, manifest, psci};
@@ -14,12 +15,14 @@ use hyp_abi::ffa::{
 };
 use hyp_abi::manifest::kind;
 use hyp_abi::service::{crash, op, run_exit};
-use stage2::{FlexMem, Ipa, Slot};
+use stage2::{FlexMem, Ipa, Party, Slot};
 
 /// What an exit leads to.
 enum Step {
     /// The vCPU goes on.
     Resume,
+    /// The vCPU goes on: it reached for the NPU, which is not its any more.
+    NoDevice,
     /// It comes out, stays runnable, and FFA_RUN answers this.
     Leave(Answer),
     /// It comes out, waits for a message, and the host's call answers this; x8-x17 only if they carry something.
@@ -36,6 +39,7 @@ struct Call<'a, P> {
     memory: &'a mut FlexMem,
     partition: &'a mut Partition,
     knobs: &'a Knobs,
+    npu: &'a mut Npu,
     vcpu: usize,
 }
 
@@ -68,19 +72,20 @@ impl Hypervisor {
             ffa::put(guest, answer);
             return Next::Resume;
         }
-        let Self { partitions, memory, knobs, .. } = self;
+        let Self { partitions, memory, knobs, npu, .. } = self;
         let found = partitions.get_mut(slot.index()).and_then(Option::as_mut);
         // Found just now.
         let Some(partition) = found else { return Next::Host };
-        let mut call = Call { platform, memory, partition, knobs, vcpu };
+        let mut call = Call { platform, memory, partition, knobs, npu, vcpu };
         let step = match exit {
             #[cfg(feature = "fault-knobs")]
             Exit::Abort { ipa, .. } if knobs.skips(knob::PARTITION_ABORT) => call.lend(ipa),
             exit => call.step(exit, guest),
         };
-        let Call { platform, partition, .. } = call;
+        let Call { platform, partition, memory, npu, .. } = call;
         let (state, answer) = match step {
             Step::Resume => return Next::Resume,
+            Step::NoDevice => return Next::NoDevice,
             Step::Leave(answer) => (Vcpu::Ready, answer),
             Step::Respond(response) => {
                 if response[0] == u64::from(MSG_SEND_DIRECT_RESP2) {
@@ -100,6 +105,7 @@ impl Hypervisor {
         partition.come_out(vcpu, state, platform.ticks());
         if partition.end().is_some() {
             partition.kick(platform);
+            npu.leave(npu::Context { platform, memory, knobs }, Party::Partition(slot));
         }
         ffa::put(host, answer);
         Next::Host
@@ -179,6 +185,7 @@ impl<P: Platform> Call<'_, P> {
                 Step::Resume
             }
             Exit::WaitForInterrupt { deadline } => self.wait_until(deadline),
+            Exit::Abort { ipa, fetch: false, .. } if self.is_npu_register(ipa) => Step::NoDevice,
             // The page is there by now: a break-before-make window of a give.
             Exit::Abort { ipa, write, fetch } if self.allows(ipa, write, fetch) => Step::Resume,
             Exit::Abort { ipa, .. } => Step::End(End::Crashed([crash::ABORT, ipa, 0])),
@@ -226,6 +233,12 @@ impl<P: Platform> Call<'_, P> {
         let nanoseconds = u128::from(ticks) * 1_000_000_000 / per_second;
         let nanoseconds = u64::try_from(nanoseconds).unwrap_or(u64::MAX).max(1);
         [nanoseconds & u64::from(u32::MAX), nanoseconds >> 32]
+    }
+
+    /// Whether the NPU's registers are at `ipa` when the partition owns it.
+    fn is_npu_register(&self, ipa: u64) -> bool {
+        let party = Party::Partition(self.partition.slot);
+        self.memory.window().is_some_and(|window| window.holds(party, ipa))
     }
 
     /// Whether the partition's stage 2 allows an access now.
@@ -324,6 +337,11 @@ impl<P: Platform> Call<'_, P> {
     fn service(&mut self, operation: u64, first: u64, second: u64) -> Result<Result<Results, Refusal>, End> {
         let slot = self.partition.slot;
         let refuse = |code, value| Err(Refusal { code, value });
+        let context =
+            npu::Context { platform: &mut *self.platform, memory: &mut *self.memory, knobs: self.knobs };
+        if let Some(result) = self.npu.operation(context, Party::Partition(slot), operation) {
+            return Ok(result);
+        }
         Ok(match operation {
             op::INFO => Ok(service::info(self.platform)),
             op::REGION => {

@@ -28,6 +28,17 @@
 //! | 0x5C | `LOG_CHARACTERS` | the replacement of control characters in what a partition logs |
 //! | 0x60 | `VCPU_INSIDE` | FFA_RUN's check that no other CPU runs the vCPU |
 //! | 0x61 | `VCPU_COUNT` | the manifest's number of vCPUs as the bound of vCPU numbers |
+//! | 0x62 | `NPU_RESET` | the NPU's reset when it changes hands |
+//! | 0x63 | `NPU_INVALIDATE` | the invalidation of the SMMU when the NPU's stream is cut (arch layer) |
+//! | 0x64 | `SMMU_INVALIDATE` | the invalidation of the SMMU with that of the CPUs (arch layer) |
+//! | 0x65 | `BAR_MOVE` | the guard of base address registers: what the host writes reaches the device (arch layer) |
+//! | 0x66 | `BUS_NUMBERS` | the guard of bridges' bus numbers (arch layer) |
+//! | 0x67 | `NPU_CONFIG` | the guard of the NPU's configuration space (arch layer) |
+//! | 0x68 | `MSI` | the guard of MSI and MSI-X (arch layer) |
+//! | 0x69 | `GICR_TABLES` | the guard of the redistributors' tables (arch layer) |
+//! | 0x6A | `STREAM_ROOT` | the root that hides devices from the host's streams: they walk the CPUs' (arch layer) |
+//! | 0x6B | `NPU_INTERRUPT` | the end of the NPU's interrupts at the host while a partition owns it |
+//! | 0x6C | `NPU_STREAM` | the NPU's stream table entry at a switch: it stays the old owner's (arch layer) |
 //! | 0x70 | `PAUTH_SWITCH` | the switch of pointer authentication keys at entry (arch layer) |
 //! | 0x71 | `DEBUG_OFF` | breakpoints and watchpoints off at entry: the host's MDSCR_EL1 stays (arch layer) |
 //! | 0x72 | `COUNTERS_STOP` | stopping the host's event counters at entry (arch layer) |
@@ -81,6 +92,28 @@ pub const LOG_CHARACTERS: u64 = 0x5C;
 pub const VCPU_INSIDE: u64 = 0x60;
 /// No more vCPUs than the manifest says.
 pub const VCPU_COUNT: u64 = 0x61;
+/// The reset of the NPU.
+pub const NPU_RESET: u64 = 0x62;
+/// SMMU invalidation at a switch of the NPU.
+pub const NPU_INVALIDATE: u64 = 0x63;
+/// SMMU invalidation at every change of stage 2.
+pub const SMMU_INVALIDATE: u64 = 0x64;
+/// Fixed base address registers.
+pub const BAR_MOVE: u64 = 0x65;
+/// Fixed bus numbers.
+pub const BUS_NUMBERS: u64 = 0x66;
+/// The NPU's configuration space.
+pub const NPU_CONFIG: u64 = 0x67;
+/// No message-signalled interrupts.
+pub const MSI: u64 = 0x68;
+/// No LPI tables.
+pub const GICR_TABLES: u64 = 0x69;
+/// A root without devices for the host's streams.
+pub const STREAM_ROOT: u64 = 0x6A;
+/// No interrupts of a partition's NPU.
+pub const NPU_INTERRUPT: u64 = 0x6B;
+/// The NPU's stream follows its owner.
+pub const NPU_STREAM: u64 = 0x6C;
 /// The switch of pointer authentication keys.
 pub const PAUTH_SWITCH: u64 = 0x70;
 /// Breakpoints and watchpoints off across entry.
@@ -119,6 +152,17 @@ pub const NAMES: &[(&str, u64)] = &[
     ("LOG_CHARACTERS", LOG_CHARACTERS),
     ("VCPU_INSIDE", VCPU_INSIDE),
     ("VCPU_COUNT", VCPU_COUNT),
+    ("NPU_RESET", NPU_RESET),
+    ("NPU_INVALIDATE", NPU_INVALIDATE),
+    ("SMMU_INVALIDATE", SMMU_INVALIDATE),
+    ("BAR_MOVE", BAR_MOVE),
+    ("BUS_NUMBERS", BUS_NUMBERS),
+    ("NPU_CONFIG", NPU_CONFIG),
+    ("MSI", MSI),
+    ("GICR_TABLES", GICR_TABLES),
+    ("STREAM_ROOT", STREAM_ROOT),
+    ("NPU_INTERRUPT", NPU_INTERRUPT),
+    ("NPU_STREAM", NPU_STREAM),
     ("PAUTH_SWITCH", PAUTH_SWITCH),
     ("DEBUG_OFF", DEBUG_OFF),
     ("COUNTERS_STOP", COUNTERS_STOP),

@@ -45,15 +45,18 @@ mod manifest;
 mod memory;
 mod message;
 mod notification;
+mod npu;
 mod partition;
 mod psci;
 mod service;
 #[cfg(test)]
 mod tests;
 
+pub use npu::{NpuFault, NpuLayout, NpuStep};
+
 use hyp_abi::service::{MAX_PARTITIONS, MAX_RANGES};
 use partition::Partition;
-use stage2::{FlexMem, Pa, PageRange, PageState, Slot};
+use stage2::{FlexMem, Pa, PageRange, PageState, Party, Slot};
 
 const _: () = assert!(MAX_PARTITIONS == stage2::MAX_PARTITIONS);
 const _: () = assert!(hyp_abi::service::STEP_PAGES == stage2::STEP_PAGES);
@@ -85,6 +88,15 @@ pub trait Platform: stage2::Machine {
 
     /// When the virtual timer of a vCPU that just came out fires, in ticks of the virtual counter; none: it is off.
     fn timer_deadline(&self, slot: Slot, vcpu: usize) -> Option<u64>;
+
+    /// Does a step of a change of the NPU's owner.
+    fn npu(&mut self, step: NpuStep) -> Result<(), NpuFault>;
+
+    /// Jobs that the NPU has ended since its last reset, as it says.
+    fn npu_jobs(&self) -> u64;
+
+    /// Accesses of devices that the SMMU has refused since boot, as far as it reported them.
+    fn dma_blocked(&self) -> u64;
 }
 
 /// What the arch layer does next for the host's CPU.
@@ -123,6 +135,9 @@ pub enum HostAbort {
     Retry,
     /// Not the host's: inject a synchronous external abort.
     Inject,
+    /// Registers of the NPU, which another owns: there is no device for now. A read gives ones, a write is ignored; an access
+    /// without a valid syndrome is as [`Self::Inject`].
+    NoDevice,
 }
 
 /// Why a vCPU came out.
@@ -167,6 +182,9 @@ pub enum Exit {
 pub enum Next {
     /// Go on with the vCPU; its registers are up to date.
     Resume,
+    /// Go on with the vCPU: its data abort was an access to a device that is not there for it. A read gave ones, a write
+    /// nothing. It crashes if the access has no valid syndrome.
+    NoDevice,
     /// Return to the host; its registers hold the result of FFA_RUN, the guest's what it sees when it is run again.
     Host,
 }
@@ -205,6 +223,7 @@ pub struct Hypervisor {
     generation: u16,
     transactions: memory::Transactions,
     counters: Counters,
+    npu: npu::Npu,
     knobs: knob::Knobs,
     shutting_down: bool,
     /// Copies of what the host or a page says. Never holds anything between calls that matters later.
@@ -226,6 +245,7 @@ impl Hypervisor {
             generation: 1,
             transactions: memory::Transactions::NONE,
             counters: Counters { blocked_accesses: 0, refused_calls: 0, host_exits: 0, world_switches: 0 },
+            npu: npu::Npu::NONE,
             knobs: knob::Knobs::new(),
             shutting_down: false,
             buffer: [0; 4096],
@@ -284,7 +304,25 @@ impl Hypervisor {
             return HostAbort::Retry;
         }
         self.counters.blocked_accesses += 1;
-        HostAbort::Inject
+        let is_npu = self.memory.window().is_some_and(|window| window.holds(Party::Host, ipa));
+        if is_npu && !fetch { HostAbort::NoDevice } else { HostAbort::Inject }
+    }
+
+    /// Boot: there is an NPU. Its window is made, its stream aborts; it becomes the host's.
+    pub fn install_npu(&mut self, platform: &mut impl Platform, layout: NpuLayout) {
+        let Self { npu, memory, knobs, .. } = self;
+        npu.install(npu::Context { platform, memory, knobs }, layout);
+    }
+
+    /// Whether the host finds the NPU on its bus: not while another owns it.
+    pub fn host_has_npu(&self) -> bool {
+        !self.npu.is_partitions()
+    }
+
+    /// A partition has ended, or is about to lose its pages: the NPU is not its any more.
+    fn take_npu_from(&mut self, platform: &mut impl Platform, slot: Slot) {
+        let Self { npu, memory, knobs, .. } = self;
+        npu.leave(npu::Context { platform, memory, knobs }, Party::Partition(slot));
     }
 
     /// Whether any vCPU is inside on any CPU.

@@ -74,6 +74,11 @@ impl Hypervisor {
             return Err(refuse(DENIED));
         }
         let [a, b, c, _] = arguments;
+        let Self { npu, memory, knobs, .. } = self;
+        let context = crate::npu::Context { platform, memory, knobs };
+        if let Some(result) = npu.operation(context, stage2::Party::Host, operation) {
+            return result;
+        }
         match operation {
             op::INFO => Ok(info(platform)),
             op::TABLES_GIVE => self.tables_give(platform, a),
@@ -279,7 +284,9 @@ impl Hypervisor {
     fn stop(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
         let partition = self.partition_mut(id)?;
         partition.stop();
-        leave(partition, platform)?;
+        let slot = partition.slot;
+        self.take_npu_from(platform, slot);
+        leave(self.partition_mut(id)?, platform)?;
         Ok([0; 4])
     }
 
@@ -312,8 +319,9 @@ impl Hypervisor {
     fn destroy(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
         let partition = self.partition_mut(id)?;
         partition.state = State::Dying(partition.end().unwrap_or(End::Stopped));
-        leave(partition, platform)?;
         let (slot, vcpu_count) = (partition.slot, partition.vcpus_mut().len());
+        self.take_npu_from(platform, slot);
+        leave(self.partition_mut(id)?, platform)?;
         let remaining = self.memory.partition_destroy(platform, slot, STEP_PAGES)?;
         self.forget_transactions(slot);
         if remaining == 0
@@ -332,7 +340,7 @@ impl Hypervisor {
     fn stats(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
         let (system, partition);
         let bytes = if id == 0 {
-            system = self.system_stats(platform.ticks_per_second());
+            system = self.system_stats(platform);
             system.as_bytes()
         } else {
             partition = find(&mut self.partitions, id)?.stats(&self.memory);
@@ -356,10 +364,10 @@ impl Hypervisor {
         Ok([length as u64, first, 0, 0])
     }
 
-    fn system_stats(&self, ticks_per_second: u64) -> SystemStats {
+    fn system_stats(&self, platform: &impl Platform) -> SystemStats {
         let (census, counters) = (self.memory.census(), self.memory.counters());
         SystemStats {
-            ticks_per_second,
+            ticks_per_second: platform.ticks_per_second(),
             partition_count: self.partitions.iter().flatten().count() as u64,
             blocked_accesses: self.counters.blocked_accesses,
             refused_calls: self.counters.refused_calls,
@@ -379,6 +387,7 @@ impl Hypervisor {
             recall: cost(&counters.recall),
             last_give: cost(&counters.last_give),
             last_recall: cost(&counters.last_recall),
+            npu: hyp_abi::stats::NpuStats { blocked: platform.dma_blocked(), ..self.npu.stats(platform) },
         }
     }
 

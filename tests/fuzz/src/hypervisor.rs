@@ -14,11 +14,13 @@ use hyp_abi::memory::{
     READ_WRITE, Relinquish,
 };
 use hyp_abi::service::op;
-use hyp_core::{Exit, Hypervisor, Next, Outcome, Platform};
+use hyp_core::{Exit, Hypervisor, Next, NpuFault, NpuLayout, NpuStep, Outcome, Platform};
 use stage2::fake::FakeMachine;
-use stage2::{Census, FlexMem, HostMemory, Ipa, Machine, Pa, Slot};
+use stage2::{Census, FlexMem, HostMemory, Ipa, Machine, Pa, PageRange, Slot};
 use zerocopy::IntoBytes;
 
+/// Registers of the NPU.
+const WINDOW: u64 = 200 << 30;
 const PAGE: u64 = 4096;
 const RAM: u64 = 0x4000_0000;
 const RAM_SIZE: u64 = 0x1000_0000;
@@ -85,6 +87,15 @@ impl Platform for Fake {
     fn timer_deadline(&self, slot: Slot, _: usize) -> Option<u64> {
         (slot.index() == 0).then_some(1000)
     }
+    fn npu(&mut self, _: NpuStep) -> Result<(), NpuFault> {
+        Ok(())
+    }
+    fn npu_jobs(&self) -> u64 {
+        0
+    }
+    fn dma_blocked(&self) -> u64 {
+        0
+    }
 }
 
 struct World {
@@ -122,6 +133,10 @@ impl World {
         memory.boot_map_host(&mut fake, Pa(RAM), RAM_SIZE, HostMemory::Ram).unwrap();
         memory.boot_map_host(&mut fake, Pa(DEVICE), 0x20_0000, HostMemory::Device).unwrap();
         memory.boot_reserve(&mut fake, Pa(HYPERVISOR), 0x20_0000).unwrap();
+        let window = PageRange::new(Pa(WINDOW), 4).unwrap();
+        let tables = [0, 1].map(|page| Pa(HYPERVISOR + 0xf_0000 + page * PAGE));
+        memory.boot_window(&mut fake, window, tables).unwrap();
+        hypervisor.install_npu(&mut fake, NpuLayout::default());
         Self { fake, hypervisor, inside: Vec::new(), handles: Vec::new() }
     }
 
@@ -231,7 +246,7 @@ impl World {
                 self.service(op::CREATE, [size_of::<Manifest>() as u64, 0, 0]);
             }
             5..=7 => {
-                let operation = input.int_in_range(0..=0x3F)?;
+                let operation = input.int_in_range(0..=0x43)?;
                 let arguments = [number(input)?, number(input)?, number(input)?];
                 self.service(operation, arguments);
             }

@@ -26,7 +26,7 @@ fn the_numbers_are_stable_and_closed() {
     let mut world = World::new();
     assert_eq!(world.ok(op::INFO, &[])[1], hyp_abi::service::INFO_FAULT_KNOBS);
     for number in 0..0x200u64 {
-        let known = number < 19 || knob::NAMES.iter().any(|(_, known)| *known == number);
+        let known = number < 20 || knob::NAMES.iter().any(|(_, known)| *known == number);
         if number != knob::PANIC {
             let expected = if known { (0, [0; 4]) } else { (INVALID_PARAMETERS, [number, 0, 0, 0]) };
             assert_eq!(world.request(op::KNOB, &[number, 0]), expected, "{number:#x}");
@@ -34,7 +34,7 @@ fn the_numbers_are_stable_and_closed() {
     }
     assert_eq!(world.request(op::KNOB, &[knob::RECALL_STATE, 2]), (INVALID_PARAMETERS, [2, 0, 0, 0]));
     assert_eq!(world.request(op::KNOB, &[u64::MAX, 1]).0, INVALID_PARAMETERS);
-    assert_eq!(stage2::Knob::SkipSendOverlapCheck as u64, 18);
+    assert_eq!(stage2::Knob::SkipWindowUnmap as u64, 19);
     assert_eq!(knob::stage2_knob(10), Some(stage2::Knob::SkipScrubAll));
 }
 

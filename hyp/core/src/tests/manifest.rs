@@ -57,7 +57,7 @@ fn every_rule_is_checked() {
 fn regions_may_touch_and_reach_the_limit() {
     let mut tight = manifest();
     tight.regions[3].ipa = SESSION - 2048 * PAGE;
-    tight.regions[0].ipa = (1 << 40) - 64 * PAGE;
+    tight.regions[0].ipa = (1 << 39) - 64 * PAGE;
     tight.vcpu_count = 8;
     tight.name = *b"sixteen-letters!";
     assert_eq!(World::new().create(&tight).0, 0);

@@ -14,6 +14,7 @@ mod manifest;
 mod memory;
 mod messages;
 mod notifications;
+mod npu;
 mod psci;
 mod service;
 mod states;
@@ -60,6 +61,7 @@ pub struct FakePlatform {
     pub races: RefCell<VecDeque<[u8; 4096]>>,
     /// Reads of TX.
     pub fetches: RefCell<u64>,
+    pub npu: npu::FakeNpu,
 }
 
 impl Machine for FakePlatform {
@@ -124,6 +126,15 @@ impl Platform for FakePlatform {
     fn timer_deadline(&self, _: Slot, _: usize) -> Option<u64> {
         self.deadline
     }
+    fn npu(&mut self, step: NpuStep) -> Result<(), NpuFault> {
+        self.npu.step(step, &mut self.machine)
+    }
+    fn npu_jobs(&self) -> u64 {
+        self.npu.jobs
+    }
+    fn dma_blocked(&self) -> u64 {
+        self.npu.blocked
+    }
 }
 
 /// Host, hypervisor and machine.
@@ -171,6 +182,7 @@ impl World {
             set: Vec::new(),
             races: RefCell::default(),
             fetches: RefCell::new(0),
+            npu: npu::FakeNpu::default(),
         };
         let mut hyp = Box::new(Hypervisor::new(FlexMem::new(Pa(HYPERVISOR), roots, 3)));
         let memory = hyp.memory_mut();
