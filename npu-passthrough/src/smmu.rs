@@ -1,14 +1,88 @@
-//! SMMUv3 (Arm IHI0070) as far as nobody owns a stream: every transaction is aborted.
+//! SMMUv3 (Arm IHI 0070): every stream aborts until an owner is attached, and again once it is detached.
+//!
+//! - [`abort_all`] needs nothing but registers: it runs before anything can master the bus, and when the hypervisor
+//!   gives up.
+//! - [`Smmu`] then takes over: a two-level stream table with one level-2 table per PCI bus, stage-2-only entries that
+//!   point at the tables that the CPU walks, and two queues.
+//!
+//! Invariants: no entry ever says bypass; a change of owner is complete (configuration and TLB invalidated, CMD_SYNC
+//! consumed) when the call returns `Ok`; every wait is bounded. An `Err` from [`Smmu::attach`], [`Smmu::detach`] or an
+//! invalidation means that the SMMU may still use what it should have forgotten: no page may change hands on it.
+//!
+//! The format of stage-2 tables is the CPU's (VTCR_EL2): 4 KiB granule, 40-bit input and output addresses, two
+//! concatenated level-1 tables, write-back inner-shareable walks.
 
-/// Access to the register page 0 of one SMMU. Offsets are the specification's.
+mod events;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+mod queue;
+mod registers;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+pub use events::{Event, EventKind, Reports};
+#[cfg(any(test, feature = "fault-knobs"))]
+pub use streams::Skips;
+pub use streams::{MAX_BUSES, MAX_STREAMS, Smmu, Structures};
+
+use registers::*;
+
+/// Access to the registers of one SMMU. Offsets are the specification's, page 1 at 0x1_0000.
 pub trait Registers {
-    /// Reads a 32-bit register.
+    /// Reads a 32-bit register. Later [`Memory::load`]s are not done before it.
     fn read(&self, offset: u64) -> u32;
-    /// Writes a 32-bit register.
+    /// Writes a 32-bit register. The SMMU sees every earlier [`Memory::store`] by then.
     fn write(&mut self, offset: u64, value: u32);
+    /// Writes a 64-bit register. In halves by default, which section 6.2 allows; only done while the SMMU is off.
+    fn write64(&mut self, offset: u64, value: u64) {
+        self.write(offset, value as u32);
+        self.write(offset + 4, (value >> 32) as u32);
+    }
 }
 
-/// The SMMU did not do what the specification says it must.
+/// Access to the structures in RAM that the SMMU reads and writes. The implementation maps them as normal write-back
+/// memory, inner shareable; the SMMU is coherent (checked by [`Smmu::start`]).
+pub trait Memory {
+    /// Reads 8 bytes at a physical address: one 64-bit load.
+    fn load(&self, address: u64) -> u64;
+    /// Writes 8 bytes at a physical address: one 64-bit store, seen by the SMMU after all earlier ones (DMB OSHST
+    /// before it, or STLR) and before any later [`Registers::write`] (which therefore starts with DSB OSHST, or with
+    /// DSB ISHST where the SMMU is in the inner domain).
+    fn store(&mut self, address: u64, value: u64);
+}
+
+/// All that the driver needs of the machine.
+pub trait Io: Registers + Memory {}
+
+impl<T: Registers + Memory> Io for T {}
+
+/// What an SMMU lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// IDR0.S2P.
+    Stage2,
+    /// IDR0.TTF: VMSAv8-64 tables.
+    AArch64Tables,
+    /// IDR0.TTENDIAN: little-endian tables.
+    LittleEndian,
+    /// IDR0.COHACC.
+    Coherency,
+    /// IDR0.STALL_MODEL: faults that do not stall.
+    Termination,
+    /// IDR0.ST_LEVEL.
+    TwoLevelStreamTable,
+    /// IDR1.SIDSIZE: 16 bits.
+    StreamIds,
+    /// IDR1.CMDQS or EVENTQS, or queues or tables at fixed places (QUEUES_PRESET, TABLES_PRESET).
+    Queues,
+    /// IDR5.GRAN4K.
+    Granule4K,
+    /// IDR5.OAS: 40 bits.
+    OutputSize,
+}
+
+/// The SMMU, or the caller, did not do what the specification says it must.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// CR0ACK did not follow CR0.
@@ -17,14 +91,30 @@ pub enum Error {
     UpdateStuck,
     /// GBPA.ABORT did not stick.
     NotAborting,
+    /// The SMMU lacks what this driver needs.
+    Missing(Missing),
+    /// A structure is misaligned or beyond 40 bits, or a bus is named twice or one too many.
+    Structures,
+    /// CR0ACK or IRQ_CTRL_ACK did not follow.
+    NotEnabled,
+    /// Commands were not consumed in time.
+    CommandsStuck,
+    /// The SMMU refused a command, which was then skipped (CERROR_ILL), or could not complete one.
+    CommandFailed,
+    /// The stream's bus has no level-2 table, or the StreamID more than 16 bits.
+    NoTable,
+    /// The stream has an owner already.
+    Attached,
+    /// The stream is not attached under that VMID.
+    NotAttached,
+    /// More streams than [`MAX_STREAMS`].
+    TooManyStreams,
+    /// The VMID has more bits than the SMMU's.
+    Vmid,
+    /// The root of the tables is misaligned or beyond 40 bits.
+    Root,
 }
 
-const CR0: u64 = 0x20;
-const CR0ACK: u64 = 0x24;
-const GBPA: u64 = 0x44;
-const CR0_SMMUEN: u32 = 1 << 0;
-const GBPA_ABORT: u32 = 1 << 20;
-const GBPA_UPDATE: u32 = 1 << 31;
 /// Reads until the hardware is given up on.
 const PATIENCE: u32 = 1_000_000;
 
@@ -52,88 +142,4 @@ pub fn abort_all(registers: &mut impl Registers) -> Result<(), Error> {
         return Err(Error::NotDisabled);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use core::cell::Cell;
-
-    /// An SMMU whose updates take a few reads to finish, and that remembers whether it ever bypassed.
-    struct Fake {
-        gbpa: Cell<u32>,
-        delay: Cell<u32>,
-        cr0: Cell<u32>,
-        bypassed_after_update: Cell<bool>,
-        stuck: bool,
-        deaf: bool,
-    }
-
-    impl Fake {
-        fn new(gbpa: u32, cr0: u32) -> Self {
-            Self {
-                gbpa: Cell::new(gbpa),
-                delay: Cell::new(0),
-                cr0: Cell::new(cr0),
-                bypassed_after_update: Cell::new(false),
-                stuck: false,
-                deaf: false,
-            }
-        }
-    }
-
-    impl Registers for Fake {
-        fn read(&self, offset: u64) -> u32 {
-            match offset {
-                GBPA => {
-                    if self.delay.get() > 0 && !self.stuck {
-                        self.delay.set(self.delay.get() - 1);
-                    } else if !self.stuck {
-                        self.gbpa.set(self.gbpa.get() & !GBPA_UPDATE);
-                    }
-                    self.gbpa.get()
-                }
-                CR0 | CR0ACK => self.cr0.get(),
-                _ => 0,
-            }
-        }
-
-        fn write(&mut self, offset: u64, value: u32) {
-            match offset {
-                GBPA => {
-                    self.gbpa.set(if self.deaf { value & !GBPA_ABORT } else { value });
-                    self.delay.set(3);
-                }
-                CR0 => {
-                    if value & CR0_SMMUEN == 0 && self.gbpa.get() & GBPA_ABORT == 0 {
-                        self.bypassed_after_update.set(true);
-                    }
-                    self.cr0.set(value);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    #[test]
-    fn aborts_from_reset_and_from_a_bootloader_that_left_it_on() {
-        for cr0 in [0, CR0_SMMUEN | 0xc] {
-            let mut fake = Fake::new(0x1000, cr0);
-            assert_eq!(abort_all(&mut fake), Ok(()));
-            assert_eq!(fake.gbpa.get() & (GBPA_ABORT | GBPA_UPDATE), GBPA_ABORT);
-            assert_eq!(fake.gbpa.get() & 0x1000, 0x1000, "the other fields stay");
-            assert_eq!(fake.cr0.get() & CR0_SMMUEN, 0);
-            assert!(!fake.bypassed_after_update.get());
-        }
-    }
-
-    #[test]
-    fn broken_hardware_is_reported() {
-        let mut fake = Fake::new(GBPA_UPDATE, 0);
-        fake.stuck = true;
-        assert_eq!(abort_all(&mut fake), Err(Error::UpdateStuck));
-        let mut fake = Fake::new(0, 0);
-        fake.deaf = true;
-        assert_eq!(abort_all(&mut fake), Err(Error::NotAborting));
-    }
 }
