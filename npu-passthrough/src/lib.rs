@@ -11,4 +11,5 @@
 #[cfg(any(test, feature = "fake"))]
 extern crate std;
 
+pub mod pci;
 pub mod smmu;
