@@ -11,5 +11,6 @@
 #[cfg(any(test, feature = "fake"))]
 extern crate std;
 
+pub mod npu;
 pub mod pci;
 pub mod smmu;
