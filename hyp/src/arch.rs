@@ -11,6 +11,7 @@ pub mod host;
 pub mod idregs;
 pub mod interrupts;
 pub mod memory;
+pub mod mmio;
 pub mod stage1;
 pub mod sysreg;
 pub mod vcpu;

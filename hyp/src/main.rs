@@ -5,9 +5,11 @@
 
 mod arch;
 mod console;
+mod devices;
 mod platform;
 mod world;
 
+use arch::features::Features;
 use arch::stage1::{CODE, CONSTANTS, DATA, DEVICE};
 use arch::{STACK_STRIDE, memory};
 use arrayvec::ArrayVec;
@@ -30,10 +32,27 @@ static EMERGENCY_STACKS: Pages<{ 4096 * MAX_CPUS }> =
     Pages(core::cell::UnsafeCell::new([0; 4096 * MAX_CPUS]));
 /// Table pages of our own, for the host's stage 2 at boot and for the first split.
 const TABLES: usize = 128;
-static TABLE_PAGES: Pages<{ 4096 * TABLES }> = Pages(core::cell::UnsafeCell::new([0; 4096 * TABLES]));
+static TABLE_PAGES: Pages<{ 4096 * TABLES }> = Pages::ZERO;
+
+/// Tables of the window of the NPU's registers.
+static WINDOW_TABLES: Pages<8192> = Pages::ZERO;
 
 #[repr(C, align(4096))]
 struct Pages<const N: usize>(core::cell::UnsafeCell<[u8; N]>);
+
+impl<const N: usize> Pages<N> {
+    const ZERO: Self = Self(core::cell::UnsafeCell::new([0; N]));
+
+    fn address(&self) -> u64 {
+        self.0.get() as u64
+    }
+
+    /// Addresses of runs of `page_count` pages.
+    fn pages(&self, page_count: usize) -> impl Iterator<Item = u64> + use<N> {
+        let base = self.address();
+        (0..N / (4096 * page_count)).map(move |run| base + (run * 4096 * page_count) as u64)
+    }
+}
 
 // SAFETY: used by address only: stacks by their own CPU, table pages by `stage2` under the global lock.
 unsafe impl<const N: usize> Sync for Pages<N> {}
@@ -55,7 +74,7 @@ extern "C" fn primary_main(device_tree: u64, load_base: u64) -> ! {
         Some(fdt) => fdt,
         None => world::park(), // no console yet: nothing to say it with
     };
-    let platform = match Platform::new(fdt) {
+    let mut platform = match Platform::new(fdt) {
         Ok(platform) => platform,
         Err(error) => panic!("platform: {error:?}"),
     };
@@ -66,7 +85,7 @@ extern "C" fn primary_main(device_tree: u64, load_base: u64) -> ! {
     // Nothing may master the bus around us from the first moment on.
     for smmu in &platform.smmus {
         // SAFETY: the register page of an SMMUv3 of the device tree, MMU off.
-        let mut registers = unsafe { Mmio::new(smmu.base) };
+        let mut registers = unsafe { arch::mmio::Device::new(smmu.base) };
         match npu_passthrough::smmu::abort_all(&mut registers) {
             Ok(()) => info!("SMMU at {:#x} aborts every stream", smmu.base),
             Err(error) => panic!("SMMU at {:#x}: {error:?}", smmu.base),
@@ -98,17 +117,25 @@ extern "C" fn primary_main(device_tree: u64, load_base: u64) -> ! {
 
     // SAFETY: the tree lies in RAM outside every other part; nobody else uses it.
     let blob = unsafe { core::slice::from_raw_parts_mut(device_tree as *mut u8, tree.size as usize) };
+    let found = devices::start(&platform);
+    if found.is_none() {
+        platform.pcie = None;
+    }
     if let Err(error) = platform::edit_for_host(blob, &platform, hypervisor, &bundle, load_base) {
         panic!("host device tree: {error:?}");
     }
     memory::clean(device_tree as usize, tree.size as usize);
 
-    let memory = match host_memory(&platform, hypervisor) {
+    let memory = match host_memory(&platform, &features, hypervisor, found.as_ref()) {
         Ok(memory) => memory,
         Err(error) => panic!("host stage 2: {error:?}"),
     };
     info!("host stage 2: {:?}", memory.census());
     world::init(features, platform, memory);
+    if let Some(layout) = devices::attach_host(world::host_root() + stage2::STREAM_ROOT) {
+        world::lock().install_npu(&mut memory::Hardware, layout);
+        info!("the NPU is the host's");
+    }
     if cfg!(feature = "fault-knobs") {
         error!("DEBUG IMAGE with fault knobs: protects nothing");
     }
@@ -198,6 +225,12 @@ unsafe fn enable_mmu(platform: &Platform, image: Range) {
     for range in &platform.smmus {
         parts.push((*range, DEVICE));
     }
+    if let Some(pcie) = &platform.pcie {
+        parts.push((pcie.ecam, DEVICE));
+        // Where the NPU's registers will be.
+        parts.push((Range { size: pcie.mem64.size.min(1 << 30), ..pcie.mem64 }, DEVICE));
+    }
+    parts.retain(|(range, _)| range.size != 0);
     for (range, _) in &parts {
         assert!(range.end() <= arch::stage1::ADDRESS_LIMIT, "RAM or devices above {:#x}", range.end());
     }
@@ -231,13 +264,24 @@ fn scrub_outside(bank: Range, kept: &[Range]) {
 }
 
 /// Builds the host's stage 2: its RAM and its devices, nothing else.
-fn host_memory(platform: &Platform, hypervisor: Range) -> Result<stage2::FlexMem, stage2::Error> {
+fn host_memory(
+    platform: &Platform,
+    features: &Features,
+    hypervisor: Range,
+    found: Option<&devices::Found>,
+) -> Result<stage2::FlexMem, stage2::Error> {
     let gibibytes = platform.ram.iter().map(|bank| (bank.size >> 30) + 2).sum::<u64>();
     let mut memory = world::new_memory(gibibytes + 2);
     let machine = &mut memory::Hardware;
-    let base = TABLE_PAGES.0.get() as u64;
-    for page in 0..TABLES as u64 {
-        memory.boot_donate_table(machine, Pa(base + page * PAGE_SIZE))?;
+    for page in TABLE_PAGES.pages(1) {
+        memory.boot_donate_table(machine, Pa(page))?;
+    }
+    if features.bbm_level_2 && found.is_none_or(|found| found.bbm_level == 2) {
+        memory.boot_change_in_place();
+    } else if found.is_some() {
+        info!(
+            "no FEAT_BBM level 2: the host's DMA can meet a hole while a block that it uses is split or merged"
+        );
     }
     let mut result = memory.boot_reserve(machine, Pa(hypervisor.base), hypervisor.size);
     platform::outside(&platform.ram, hypervisor, |range| {
@@ -249,30 +293,22 @@ fn host_memory(platform: &Platform, hypervisor: Range) -> Result<stage2::FlexMem
     for device in &platform.host_devices {
         memory.boot_map_host(machine, Pa(device.base), device.size, HostMemory::Device)?;
     }
+    // Redistributors without the page that says where LPI tables are.
+    for frame in platform.redistributors.into_iter().flat_map(|region| arch::gic::find_all(region)) {
+        let (base, size) = (frame + arch::gic::GUARDED_SIZE, arch::gic::GICR_STRIDE as u64);
+        memory.boot_map_host(machine, Pa(base), size - arch::gic::GUARDED_SIZE, HostMemory::Device)?;
+    }
+    if let Some(found) = found {
+        for bar in &found.bars {
+            memory.boot_map_host(machine, Pa(bar.base), bar.size, HostMemory::Device)?;
+        }
+        if let Some(range) = found.npu.and_then(devices::window) {
+            let mut tables = WINDOW_TABLES.pages(1).map(Pa);
+            let tables = [tables.next().unwrap_or_default(), tables.next().unwrap_or_default()];
+            memory.boot_window(machine, range, tables)?;
+        }
+    }
     Ok(memory)
-}
-
-/// Registers of a device.
-struct Mmio(u64);
-
-impl Mmio {
-    /// # Safety
-    /// `base` is the register page of a device that this program drives.
-    unsafe fn new(base: u64) -> Self {
-        Self(base)
-    }
-}
-
-impl npu_passthrough::smmu::Registers for Mmio {
-    fn read(&self, offset: u64) -> u32 {
-        // SAFETY: a register of the device that the maker of this value vouched for.
-        unsafe { ((self.0 + offset) as *const u32).read_volatile() }
-    }
-
-    fn write(&mut self, offset: u64, value: u32) {
-        // SAFETY: as above.
-        unsafe { ((self.0 + offset) as *mut u32).write_volatile(value) };
-    }
 }
 
 #[panic_handler]

@@ -12,7 +12,7 @@ pub const MAX_CPUS: usize = 8;
 const MAX_RANGES: usize = 16;
 
 /// A range of physical addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Range {
     /// First byte.
     pub base: u64,
@@ -20,7 +20,25 @@ pub struct Range {
     pub size: u64,
 }
 
+/// A PCI host bridge with ECAM.
+#[derive(Clone, Debug)]
+pub struct Pcie {
+    /// Configuration space.
+    pub ecam: Range,
+    /// Buses that it reaches.
+    pub buses: core::ops::RangeInclusive<u8>,
+    /// Addresses for registers below 4 GiB.
+    pub mem32: Range,
+    /// Addresses for registers above; may be empty.
+    pub mem64: Range,
+}
+
 impl Range {
+    /// Whether the byte at `address` is in it.
+    pub fn contains(&self, address: u64) -> bool {
+        address >= self.base && address - self.base < self.size
+    }
+
     /// First byte after the range.
     pub fn end(&self) -> u64 {
         self.base.saturating_add(self.size)
@@ -40,6 +58,8 @@ pub struct Platform {
     pub redistributors: Option<Range>,
     /// SMMUv3 register pages.
     pub smmus: ArrayVec<Range, 4>,
+    /// The PCI host bridge whose devices are behind the SMMU; the host gets it, guarded.
+    pub pcie: Option<Pcie>,
     /// Our own PL011.
     pub trusted_uart: Option<Range>,
 }
@@ -60,7 +80,8 @@ pub enum PlatformError {
 /// Devices that the host may have: its console and timekeepers, which master no DMA.
 const HOST_DEVICES: [&str; 3] = ["arm,pl011", "arm,pl031", "arm,pl061"];
 /// Nodes of the root that stay in the host's tree, by name without address. Devices stay only if they are the host's.
-const KEPT_NODES: [&str; 14] = [
+const KEPT_NODES: [&str; 15] = [
+    "pcie",
     "memory",
     "chosen",
     "cpus",
@@ -105,6 +126,33 @@ fn is_host_uart(fdt: Fdt, node: &FdtNode) -> bool {
     }
 }
 
+/// Reads a host bridge (PCI Bus Binding to IEEE 1275, 2.1): windows where CPU and bus addresses are the same.
+fn pcie(node: FdtNode<'_>) -> Result<Pcie, PlatformError> {
+    let ecam = regs(node)?.next().ok_or(PlatformError::DeviceTree)?;
+    let cells = |name| {
+        let property = node.property(name);
+        let value = property.as_ref().map_or(&[] as &[u8], |property| property.value());
+        let cells = value.chunks_exact(4).map(|cell| cell.try_into().map_or(0, u32::from_be_bytes));
+        cells.take(7 * 8).collect::<ArrayVec<u32, { 7 * 8 }>>()
+    };
+    let mut numbers = cells("bus-range").into_iter();
+    let (first, last) = (numbers.next().unwrap_or(0) as u8, numbers.next().unwrap_or(255) as u8);
+    let last = last.min(first.saturating_add((ecam.size >> 20).saturating_sub(1).min(255) as u8));
+    let mut bridge = Pcie { ecam, buses: first..=last, mem32: Range::default(), mem64: Range::default() };
+    for range in cells("ranges").chunks_exact(7) {
+        let &[kind, child_high, child_low, high, low, size_high, size_low] = range else { continue };
+        let wide = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        let window = Range { base: wide(high, low), size: wide(size_high, size_low) };
+        match kind >> 24 & 3 {
+            _ if window.base != wide(child_high, child_low) => {}
+            2 => bridge.mem32 = window,
+            3 => bridge.mem64 = window,
+            _ => {}
+        }
+    }
+    Ok(bridge)
+}
+
 impl Platform {
     /// Reads the machine's device tree.
     pub fn new(fdt: Fdt) -> Result<Self, PlatformError> {
@@ -130,8 +178,12 @@ impl Platform {
                 let distributor = regs.next().ok_or(PlatformError::DeviceTree)?;
                 let redistributors = regs.next().ok_or(PlatformError::DeviceTree)?;
                 platform.host_devices.try_push(distributor).map_err(too_many)?;
-                platform.host_devices.try_push(redistributors).map_err(too_many)?;
                 platform.redistributors = Some(redistributors);
+            } else if is_compatible(&node, "pci-host-ecam-generic") {
+                // One that is not behind an SMMU would let its devices write anywhere.
+                if node.property("iommu-map").is_some() {
+                    platform.pcie = Some(pcie(node)?);
+                }
             } else if is_compatible(&node, "arm,smmu-v3") {
                 for range in regs(node)?.take(1) {
                     platform.smmus.try_push(range).map_err(|_| PlatformError::TooMany)?;
@@ -185,7 +237,9 @@ pub fn edit_for_host(
         for node in view.root().children() {
             let name = node.name_without_address();
             let ours = is_compatible(&node, "arm,pl011") && !is_host_uart(view, &node);
+            let bridge = platform.pcie.is_some() && is_compatible(&node, "pci-host-ecam-generic");
             let device_allowed = node.property("reg").is_none()
+                || bridge
                 || matches!(name, "memory" | "intc" | "interrupt-controller" | "cpus")
                 || HOST_DEVICES.iter().any(|d| is_compatible(&node, d));
             if KEPT_NODES.contains(&name) && device_allowed && !ours {
@@ -211,6 +265,12 @@ pub fn edit_for_host(
             }
         }
     }
+    // Streams are the hypervisor's business, and interrupts of PCI devices are INTx.
+    if let Some(mut bridge) = find_root_child(&mut fdt, "pcie") {
+        for name in ["iommu-map", "iommu-map-mask", "msi-map", "msi-map-mask", "msi-parent"] {
+            bridge.remove_property(name);
+        }
+    }
     fdt.compact();
 
     // RAM: all banks in one node, without ours.
@@ -231,6 +291,8 @@ pub fn edit_for_host(
     for name in ["bootargs", "linux,initrd-start", "linux,initrd-end"] {
         chosen.remove_property(name);
     }
+    // Bus numbers and addresses are given for good.
+    chosen.add_property("linux,pci-probe-only", 1u32).map_err(|_| PlatformError::NoRoom)?;
     let length = (bundle.command_line_size as usize).min(bundle.command_line.len());
     let line = bundle.command_line.get(..length).and_then(|b| core::str::from_utf8(b).ok()).unwrap_or("");
     chosen.add_property("bootargs", line).map_err(|_| PlatformError::NoRoom)?;

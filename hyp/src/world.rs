@@ -12,17 +12,19 @@ use stage2::{FlexMem, HOST_VMID, MAX_PARTITIONS, Machine, Pa, Slot};
 
 use crate::arch::features::Features;
 use crate::arch::memory::{self, Hardware};
+use crate::arch::mmio::Access;
 use crate::arch::sysreg::mrs;
 use crate::arch::{el2, gic, host, vcpu};
+use crate::devices;
 use crate::platform::{MAX_CPUS, Platform};
 
-/// Root of a stage-2 tree: two concatenated level-1 tables.
+/// Roots of a stage-2 tree, for CPUs and for streams: each two concatenated level-1 tables.
 #[repr(C, align(8192))]
-struct Root([AtomicU64; 1024]);
+struct Root([AtomicU64; 2048]);
 
-static HOST_ROOT: Root = Root([const { AtomicU64::new(0) }; 1024]);
+static HOST_ROOT: Root = Root([const { AtomicU64::new(0) }; 2048]);
 static PARTITION_ROOTS: [Root; MAX_PARTITIONS] =
-    [const { Root([const { AtomicU64::new(0) }; 1024]) }; MAX_PARTITIONS];
+    [const { Root([const { AtomicU64::new(0) }; 2048]) }; MAX_PARTITIONS];
 
 /// Made at compile time: it is too large to pass over a boot stack. Memory is empty until [`init`].
 static POLICY: TicketMutex<Hypervisor> =
@@ -86,7 +88,7 @@ pub fn partition_root(slot: Slot) -> u64 {
 /// Whether a fault knob ([`hyp_core::knob`]) leaves a defence out: never in a shipped image.
 pub fn skips(knob: u64) -> bool {
     #[cfg(feature = "fault-knobs")]
-    return lock().skips(knob);
+    return KNOBS.load(Ordering::Relaxed) & hyp_core::knob::bit(knob) != 0;
     #[cfg(not(feature = "fault-knobs"))]
     {
         let _ = knob;
@@ -98,6 +100,8 @@ pub fn skips(knob: u64) -> bool {
 pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
     let mut policy = lock();
     let outcome = policy.host_call(&mut Hardware, cpu, registers);
+    #[cfg(feature = "fault-knobs")]
+    turn_knobs(&policy);
     // Under the lock: who cuts partitions off after it must see everybody who got in before.
     if let (Outcome::Enter { .. }, Some(inside)) = (outcome, INSIDE.get(cpu)) {
         inside.store(true, Ordering::Release);
@@ -105,9 +109,36 @@ pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
     outcome
 }
 
+/// Copies of the fault knobs, which the arch layer asks for where the policy's lock may be held.
+#[cfg(feature = "fault-knobs")]
+static KNOBS: AtomicU64 = AtomicU64::new(0);
+
+#[cfg(feature = "fault-knobs")]
+fn turn_knobs(policy: &Hypervisor) {
+    let knobs = policy.knobs();
+    if KNOBS.swap(knobs, Ordering::Relaxed) != knobs {
+        devices::turn_knobs(host_root());
+    }
+}
+
 /// Handles a stage-2 abort of the host.
 pub fn host_abort(ipa: u64, fetch: bool) -> HostAbort {
     lock().host_abort(&Hardware, ipa, fetch)
+}
+
+/// Carries out an access of the host's to what is guarded: configuration space, redistributors. False: it is neither.
+pub fn host_access(ipa: u64, access: &Access, registers: &mut [u64; 31]) -> bool {
+    if gic::emulates(ipa) {
+        gic::access(ipa, access, registers);
+    } else if devices::emulates(ipa) {
+        // Under the lock: whose the NPU is does not change meanwhile.
+        let policy = lock();
+        devices::access(ipa, access, registers, policy.host_has_npu());
+    } else {
+        return false;
+    }
+    count_host_exit();
+    true
 }
 
 /// Counts an exit that policy does not see.
@@ -121,7 +152,7 @@ pub fn take_pending(slot: Slot, vcpu: usize) -> u32 {
 }
 
 /// Handles a vCPU that came out without having taken the interrupts `unseen`; `write_back` stores its registers while it
-/// still is this CPU's. Returns the interrupts that it goes on with, or none if the host is next.
+/// still is this CPU's, or, told so, completes an access to a device that is not there, if it can. Returns the interrupts that it goes on with, or none if the host is next.
 #[allow(clippy::too_many_arguments, reason = "an exit is that much")]
 pub fn vcpu_exit(
     cpu: usize,
@@ -131,7 +162,7 @@ pub fn vcpu_exit(
     unseen: u32,
     registers: &mut [u64; 18],
     host: &mut [u64; 18],
-    write_back: impl FnOnce(&[u64; 18]),
+    mut write_back: impl FnMut(&[u64; 18], bool) -> bool,
 ) -> Option<u32> {
     if PANICKING.load(Ordering::Acquire) {
         leave(cpu);
@@ -139,14 +170,21 @@ pub fn vcpu_exit(
     }
     let mut policy = lock();
     policy.return_pending(slot, vcpu, unseen);
-    let next = policy.vcpu_exit(&mut Hardware, slot, vcpu, exit, registers, host);
-    write_back(registers);
-    if next == Next::Resume {
-        return Some(policy.take_pending(slot, vcpu));
+    let mut next = policy.vcpu_exit(&mut Hardware, slot, vcpu, exit, registers, host);
+    // An access of which the syndrome does not say enough is none that a driver makes: the partition crashes of it.
+    if next == Next::NoDevice && !write_back(registers, true) {
+        next = policy.vcpu_exit(&mut Hardware, slot, vcpu, Exit::Undefined { class: 0x24 }, registers, host);
     }
-    drop(policy);
-    leave(cpu);
-    None
+    if next == Next::Host {
+        write_back(registers, false);
+        drop(policy);
+        leave(cpu);
+        return None;
+    }
+    if next == Next::Resume {
+        write_back(registers, false);
+    }
+    Some(policy.take_pending(slot, vcpu))
 }
 
 /// Notes whether a CPU runs the host.
@@ -203,6 +241,7 @@ pub fn take_start(cpu: usize) -> (u64, u64) {
 /// Ends all partitions at once, without the policy: their translation vanishes, so that whoever is inside comes out at
 /// the next access, whatever it masked; then waits until nobody is.
 fn cut_off_partitions() {
+    devices::cut_off();
     for root in &PARTITION_ROOTS {
         root.0.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     }

@@ -178,6 +178,15 @@ pub struct Pci {
 }
 
 impl Pci {
+    /// Nothing found yet. It is large, so it is filled in place.
+    pub const EMPTY: Self = Self {
+        first_bus: 0,
+        last_bus: 0,
+        functions: ArrayVec::new_const(),
+        #[cfg(any(test, feature = "fault-knobs"))]
+        skips: Skips::empty(),
+    };
+
     /// All functions, bus by bus.
     pub fn functions(&self) -> &[Function] {
         &self.functions

@@ -81,5 +81,7 @@ pub const MAX_PINS: usize = 8;
 pub const MAX_LOANS: usize = 64;
 /// The most borrowers of a loan.
 pub const MAX_BORROWERS: usize = 4;
+/// Bytes from a tree's root to the one that its owner's streams walk.
+pub const STREAM_ROOT: u64 = 2 * PAGE_SIZE;
 /// VMID of the host; partition slot `n` has VMID `n + 2`.
 pub const HOST_VMID: u16 = 1;

@@ -15,12 +15,13 @@ pub trait Machine {
     /// valid entry late takes a fault, and the handler finds the page in the records and retries.
     fn store(&mut self, table: Pa, index: usize, descriptor: u64);
 
-    /// Forgets `page_count` pages from `ipa` on in stage 2 of `vmid`, walk caches of every level included (IPAS2E1IS or
+    /// In the SMMU, for streams of that VMID (CMD_TLBI_S2_IPA or CMD_TLBI_S12_VMALL, CMD_SYNC); and on all cores:
+    /// forgets `page_count` pages from `ipa` on in stage 2 of `vmid`, walk caches of every level included (IPAS2E1IS or
     /// RIPAS2E1IS, not the last-level forms), on all cores; DSB; then the stage-1 entries of that VMID that were combined
     /// with them (VMALLE1IS under it); DSB ISH, ISB. Complete on return. A large range may be done as [`Self::tlbi_vmid`].
     fn tlbi_pages(&mut self, vmid: u16, ipa: Ipa, page_count: u64);
 
-    /// Forgets all of `vmid`, both stages, on all cores (VMALLS12E1IS under it). Complete on return.
+    /// Forgets all of `vmid`, both stages, in the SMMU and on all cores (VMALLS12E1IS under it). Complete on return.
     fn tlbi_vmid(&mut self, vmid: u16);
 
     /// Zeroes one page through the cacheable mapping; the zeroes need not have reached memory on return.

@@ -1,7 +1,7 @@
 //! Walks: level 1 (1 GiB, 1024 entries in two concatenated tables), level 2 (2 MiB), level 3 (4 KiB).
 
 use crate::desc::Desc;
-use crate::{ADDRESS_BITS, Machine, PAGE_SIZE, PARTITION_BITS, Pa, PageRange};
+use crate::{ADDRESS_BITS, Machine, PAGE_SIZE, PARTITION_BITS, Pa, PageRange, STREAM_ROOT};
 
 /// Level of pages.
 pub(crate) const LAST_LEVEL: u8 = 3;
@@ -23,12 +23,9 @@ pub(crate) struct Tree {
 impl Tree {
     /// The root that streams walk.
     pub fn stream_root(self) -> Pa {
-        Pa(self.root.0 + ROOT_SIZE)
+        Pa(self.root.0 + STREAM_ROOT)
     }
 }
-
-/// Bytes of a root: two concatenated tables.
-pub(crate) const ROOT_SIZE: u64 = 2 * PAGE_SIZE;
 
 /// An entry, where it stands and what it was when it was read.
 #[derive(Clone, Copy, Debug)]

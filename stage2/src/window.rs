@@ -5,7 +5,7 @@
 //! (`Tree::stream_root`). The owner of the window is policy's to remember.
 
 use crate::desc::Desc;
-use crate::walk::{self, LAST_LEVEL, PARTITION_END, ROOT_SIZE, Tree};
+use crate::walk::{self, LAST_LEVEL, PARTITION_END, Tree};
 use crate::{Error, FlexMem, HostMemory, Ipa, Machine, PAGE_SIZE, Pa, PageRange, Party};
 
 /// Where the window lies, the same for ever.
@@ -97,5 +97,3 @@ impl FlexMem {
         Ok((window, tree, walk::index(window.ipa(party).0, 1)))
     }
 }
-
-const _: () = assert!(ROOT_SIZE == 0x2000);

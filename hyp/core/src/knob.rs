@@ -171,6 +171,12 @@ pub const NAMES: &[(&str, u64)] = &[
     ("PANIC", PANIC),
 ];
 
+/// The bit of a knob among all.
+#[cfg(feature = "fault-knobs")]
+pub fn bit(knob: u64) -> u64 {
+    1 << (knob & 63)
+}
+
 /// Which defences are off. Without the feature it is empty and every question answers "on".
 #[derive(Debug)]
 pub(crate) struct Knobs {
@@ -194,12 +200,18 @@ impl Knobs {
     )]
     pub(crate) fn skips(&self, knob: u64) -> bool {
         #[cfg(feature = "fault-knobs")]
-        return self.off >> (knob & 63) & 1 == 1;
+        return self.off & bit(knob) != 0;
         #[cfg(not(feature = "fault-knobs"))]
         {
             let _ = knob;
             false
         }
+    }
+
+    /// The defences that are off, by [`bit`].
+    #[cfg(feature = "fault-knobs")]
+    pub(crate) fn bits(&self) -> u64 {
+        self.off
     }
 
     /// Switches the defence behind `knob` off (`on`) or back on; false when there is no such knob.
@@ -209,8 +221,7 @@ impl Knobs {
         if !NAMES.iter().any(|(_, number)| *number == knob) {
             return false;
         }
-        let bit = 1 << (knob & 63);
-        self.off = if on { self.off | bit } else { self.off & !bit };
+        self.off = if on { self.off | bit(knob) } else { self.off & !bit(knob) };
         true
     }
 }

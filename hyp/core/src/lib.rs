@@ -345,10 +345,10 @@ impl Hypervisor {
         }
     }
 
-    /// Whether a fault knob leaves a defence of the arch layer out.
+    /// The fault knobs that leave a defence out, by [`knob::bit`]: for those of the arch layer.
     #[cfg(feature = "fault-knobs")]
-    pub fn skips(&self, knob: u64) -> bool {
-        self.knobs.skips(knob)
+    pub fn knobs(&self) -> u64 {
+        self.knobs.bits()
     }
 
     /// Zeroes every page of every partition, before a reset or by the panic handler. Walks at most all partition pages.

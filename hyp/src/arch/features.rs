@@ -23,6 +23,8 @@ pub struct Features {
     pub scxtnum: bool,
     /// FEAT_PMUv3.
     pub pmu: bool,
+    /// FEAT_BBM level 2: blocks and tables replace each other in place.
+    pub bbm_level_2: bool,
 }
 
 fn field(register: u64, shift: u32) -> u64 {
@@ -50,6 +52,7 @@ impl Features {
             tcr2: field(mmfr3, 0) != 0,
             sctlr2: field(mmfr3, 4) != 0,
             scxtnum: csv2 >= 2 || (csv2 == 1 && field(pfr1, 32) >= 2),
+            bbm_level_2: field(mrs!("id_aa64mmfr2_el1"), 52) >= 2,
             pmu: !matches!(field(dfr0, 8), 0 | 0xf),
         }
     }

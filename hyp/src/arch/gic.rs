@@ -3,12 +3,17 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use arrayvec::ArrayVec;
+use spin::Once;
+
 use super::el2;
+use super::mmio::{Access, Device};
 use super::sysreg::{mrs, msr, register};
 use crate::platform::{MAX_CPUS, Range};
+use crate::world;
 
 const GICR_TYPER: usize = 0x08;
-const GICR_STRIDE: usize = 0x2_0000;
+pub const GICR_STRIDE: usize = 0x2_0000;
 const GICR_SGI_BASE: usize = 0x1_0000;
 const GICR_ISENABLER0: usize = GICR_SGI_BASE + 0x100;
 const GICR_ICENABLER0: usize = GICR_SGI_BASE + 0x180;
@@ -49,6 +54,68 @@ pub fn find_redistributor(cpu: usize, region: Range) {
         }
         frame += if typer & TYPER_VLPIS != 0 { 2 * GICR_STRIDE } else { GICR_STRIDE };
     }
+}
+
+/// The redistributors' first pages, which hold what is not the host's to write: where LPI tables lie.
+static GUARDED: Once<ArrayVec<u64, MAX_CPUS>> = Once::new();
+/// Bytes of a redistributor that are kept from the host.
+pub const GUARDED_SIZE: u64 = 4096;
+
+/// Finds all redistributors, once: each is [`GICR_STRIDE`] bytes. Those beyond [`MAX_CPUS`] stay unknown to the host.
+pub fn find_all(region: Range) -> &'static [u64] {
+    GUARDED.call_once(|| {
+        let mut frames = ArrayVec::new();
+        let mut frame = region.base;
+        while frame + GICR_STRIDE as u64 <= region.end() && frames.try_push(frame).is_ok() {
+            // SAFETY: inside the redistributor region of the device tree, mapped as device memory.
+            let typer = unsafe { ((frame as usize + GICR_TYPER) as *const u64).read_volatile() };
+            if typer & TYPER_LAST != 0 {
+                break;
+            }
+            frame += (if typer & TYPER_VLPIS != 0 { 2 * GICR_STRIDE } else { GICR_STRIDE }) as u64;
+        }
+        frames
+    })
+}
+
+/// Whether the host's accesses to an address are carried out by [`access`].
+pub fn emulates(ipa: u64) -> bool {
+    GUARDED.get().is_some_and(|frames| frames.iter().any(|frame| ipa & !(GUARDED_SIZE - 1) == *frame))
+}
+
+/// Carries out an access of the host's to a redistributor's first page (GIC architecture 12.11): control without LPIs, and
+/// waking. There are no LPIs, no tables for them, and no other way to change them (I6).
+pub fn access(ipa: u64, access: &Access, registers: &mut [u64; 31]) {
+    const CTLR: u64 = 0x00;
+    const STATUSR: u64 = 0x10;
+    const WAKER: u64 = 0x14;
+    const TABLES: core::ops::Range<u64> = 0x70..0x80;
+    const CTLR_ENABLE_LPIS: u64 = 1;
+    /// PLPIS, VLPIS, Dirty, DirectLPI.
+    const TYPER_LPIS: u64 = 0xf;
+    // SAFETY: a redistributor, as [`emulates`] found.
+    let device = unsafe { Device::new(ipa & !(GUARDED_SIZE - 1)) };
+    let offset = ipa & (GUARDED_SIZE - 1);
+    let open = world::skips(hyp_core::knob::GICR_TABLES);
+    if !offset.is_multiple_of(access.width.into()) || access.width < 4 {
+        return access.complete(registers, 0);
+    }
+    if access.write {
+        let value = access.value(registers);
+        match offset {
+            _ if open => device.write(offset, access.width, value),
+            CTLR => device.write(offset, 4, value & !CTLR_ENABLE_LPIS),
+            STATUSR | WAKER => device.write(offset, 4, value),
+            _ => {}
+        }
+        return;
+    }
+    let value = match offset {
+        _ if TABLES.contains(&offset) && !open => 0,
+        0x08 if !open => device.read(offset, access.width) & !TYPER_LPIS,
+        _ => device.read(offset, access.width),
+    };
+    access.complete(registers, value);
 }
 
 /// Opens or closes the interrupts that end a partition's turn on this CPU: our timer and our kick. The host disables

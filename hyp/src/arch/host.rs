@@ -4,6 +4,7 @@ use core::arch::asm;
 use hyp_core::{HostAbort, Outcome};
 use smccc::smc64;
 
+use super::mmio::Access;
 use super::sysreg::{mrs, msr};
 use super::vcpu::FSC_PERMISSION;
 use super::{idregs, vcpu};
@@ -48,7 +49,7 @@ extern "C" fn host_exception(frame: &mut Frame, vector: u64) {
         }
         EC_HVC => world::lock().host_refuse(calls(frame)),
         EC_SYSTEM_REGISTER => system_register(frame, esr),
-        class @ (EC_INSTRUCTION_ABORT | EC_DATA_ABORT) => abort(esr, class),
+        class @ (EC_INSTRUCTION_ABORT | EC_DATA_ABORT) => abort(frame, esr, class),
         _ => {
             world::count_host_exit();
             inject(ISS_IL, 0); // EC 0: undefined
@@ -124,17 +125,28 @@ fn system_register(frame: &mut Frame, esr: u64) {
     inject(ISS_IL, 0);
 }
 
-/// A stage-2 abort: repeated when the page is the host's by now, else answered with an abort at EL1, which ends a
+/// A stage-2 abort: carried out where the hypervisor stands between host and device, repeated when the page is the host's by now, else answered with an abort at EL1, which ends a
 /// process by SIGBUS and a kernel thread by an oops, and never livelocks (DC ZVA and other accesses without syndrome
 /// included).
-fn abort(esr: u64, class: u64) {
+fn abort(frame: &mut Frame, esr: u64, class: u64) {
     let far = mrs!("far_el2");
     let fetch = class == EC_INSTRUCTION_ABORT;
     // HPFAR_EL2 is not valid for a permission fault; the host has none but fetches from devices.
     let permission = esr & 0x3c == FSC_PERMISSION;
     let ipa = if permission { u64::MAX } else { mrs!("hpfar_el2") >> 4 << 12 | far & 0xfff };
-    if world::host_abort(ipa, fetch) == HostAbort::Retry {
-        return;
+    let access = Access::decode(esr).filter(|_| !fetch);
+    if let Some(access) = access
+        && world::host_access(ipa, &access, &mut frame.x)
+    {
+        return skip();
+    }
+    match (world::host_abort(ipa, fetch), access) {
+        (HostAbort::Retry, _) => return,
+        (HostAbort::NoDevice, Some(access)) => {
+            access.complete(&mut frame.x, u64::MAX);
+            return skip();
+        }
+        (HostAbort::NoDevice | HostAbort::Inject, _) => {}
     }
     let from_el0 = mrs!("spsr_el2") & 0xf == 0;
     let class = if from_el0 { class } else { class + 1 };

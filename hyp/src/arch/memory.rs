@@ -4,12 +4,12 @@
 //! which pages may be reached; this module only refuses addresses outside RAM.
 
 use core::arch::asm;
-use hyp_core::Platform;
+use hyp_core::{NpuFault, NpuStep, Platform};
 use stage2::{Ipa, Machine, Pa, Slot};
 
 use super::sysreg::{mrs, msr};
 use super::{gic, vcpu};
-use crate::world;
+use crate::{devices, world};
 
 /// Cleans and invalidates a range to the point of coherency. All of RAM passes here at boot, so the loop is tight: two
 /// instructions a line.
@@ -94,6 +94,7 @@ impl Machine for Hardware {
         if page_count > 64 {
             return self.tlbi_vmid(vmid);
         }
+        devices::invalidate(vmid, Some((ipa.0, page_count)));
         self.with_vmid(vmid, || {
             // SAFETY: invalidation is always safe. Stage-2 entries by IPA first, then combined and stage-1 entries of
             // the VMID, on all cores (Arm ARM D8.14: break-before-make of stage 2).
@@ -108,6 +109,7 @@ impl Machine for Hardware {
     }
 
     fn tlbi_vmid(&mut self, vmid: u16) {
+        devices::invalidate(vmid, None);
         self.with_vmid(vmid, || {
             // SAFETY: invalidation is always safe.
             unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack)) };
@@ -181,5 +183,17 @@ impl Platform for Hardware {
 
     fn timer_deadline(&self, slot: Slot, vcpu: usize) -> Option<u64> {
         vcpu::timer_deadline(slot, vcpu)
+    }
+
+    fn npu(&mut self, step: NpuStep) -> Result<(), NpuFault> {
+        devices::npu_step(step)
+    }
+
+    fn npu_jobs(&self) -> u64 {
+        devices::npu_jobs()
+    }
+
+    fn dma_blocked(&self) -> u64 {
+        devices::blocked()
     }
 }

@@ -14,12 +14,12 @@ const TABLE_COUNT: usize = 64;
 
 /// Attribute 0: device nGnRE; attribute 1: normal, write-back.
 const MAIR: u64 = 0xff04;
-/// 39-bit addresses (T0SZ 25), 4 KiB granule, walks inner-shareable write-back, 40-bit physical addresses; RES1 31, 23.
-const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 23 | 1 << 31;
+/// 40-bit addresses (T0SZ 24), 4 KiB granule, walks inner-shareable write-back, 40-bit physical addresses; RES1 31, 23.
+const TCR: u64 = 24 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 23 | 1 << 31;
 /// MMU, caches, stack alignment check, writable implies execute-never, and RES1.
 const SCTLR: u64 = 0x30c5_0830 | 1 | 1 << 2 | 1 << 3 | 1 << 12 | 1 << 19;
 /// Bytes of address space: what [`TCR`] translates.
-pub const ADDRESS_LIMIT: u64 = 1 << 39;
+pub const ADDRESS_LIMIT: u64 = 1 << 40;
 
 /// Memory with code.
 pub const CODE: Attributes = NORMAL.union(Attributes::READ_ONLY);
@@ -82,7 +82,7 @@ unsafe extern "C" {
 /// # Safety
 /// Runs once, on the boot CPU, MMU off. The parts must cover the code, data and stack in use with fitting attributes.
 pub unsafe fn build_and_enable(parts: &[(Range, Attributes)]) {
-    let mut map = Mapping::new(Identity, 1, El2);
+    let mut map = Mapping::new(Identity, 0, El2);
     for (range, attributes) in parts {
         let region = MemoryRegion::new(range.base as usize, range.end() as usize);
         let result =

@@ -11,7 +11,7 @@ use super::context::{El1, HostSimd, HostTimer, Simd};
 use super::features::Features;
 use super::interrupts::Interrupts;
 use super::sysreg::{mrs, msr};
-use super::{el2, gic, idregs};
+use super::{el2, gic, idregs, mmio};
 use crate::platform::MAX_CPUS;
 use crate::world;
 
@@ -22,6 +22,16 @@ struct Registers {
     x: [u64; 31],
     elr: u64,
     spsr: u64,
+}
+
+impl Registers {
+    /// Goes on behind a data abort on a device that is not there; false if its syndrome does not say what it was.
+    fn complete_without_device(&mut self, esr: u64) -> bool {
+        let Some(access) = mmio::Access::decode(esr) else { return false };
+        access.complete(&mut self.x, u64::MAX);
+        self.elr = self.elr.wrapping_add(4);
+        true
+    }
 }
 
 /// Fault status class of a permission fault (lowest two bits: level).
@@ -232,6 +242,7 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
                 break (vector, exit);
             }
         };
+        let esr = mrs!("esr_el2");
         // Policy may let another CPU enter this vCPU: before it is asked, nothing of it is left here.
         guest.interrupts.save();
         if simd_switched {
@@ -255,9 +266,14 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
         registers.copy_from_slice(&guest.registers.x[..18]);
         // The context belongs to policy during the call, so what changes is written back through its pointer after it,
         // and only if the vCPU is still ours.
-        let next = world::vcpu_exit(cpu, slot, vcpu, exit, unseen, &mut registers, host, |registers| {
+        let write_back = |registers: &[u64; 18], no_device: bool| {
+            if no_device {
+                return guest.registers.complete_without_device(esr);
+            }
             guest.registers.x[..18].copy_from_slice(registers);
-        });
+            true
+        };
+        let next = world::vcpu_exit(cpu, slot, vcpu, exit, unseen, &mut registers, host, write_back);
         // They hold what the partition computed, and this stack is not scrubbed with its pages.
         registers.fill(0);
         core::hint::black_box(&mut registers);

@@ -27,9 +27,12 @@ fn function(structures: &[[u32; 4]]) -> FakeFunction {
 
 fn find(function: FakeFunction) -> Result<Npu, Error> {
     let mut config = FakeConfig::new([function]);
-    let windows =
-        Windows { mem32: Window { base: 0x1000_0000, size: 0x1000_0000 }, mem64: Window::default() };
-    let pci = Pci::enumerate(&mut config, 0..=0, windows, |_, _| true).unwrap();
+    let windows = Windows {
+        mem32: Window { base: 0x1000_0000, size: 0x1000_0000 },
+        mem64: Window { base: 0x80_0000_1000, size: 4 << 30 },
+    };
+    let mut pci = Pci::EMPTY;
+    pci.enumerate(&mut config, 0..=0, windows, |_, _| true).unwrap();
     Npu::find(&config, pci.npu().unwrap())
 }
 
@@ -37,7 +40,7 @@ fn find(function: FakeFunction) -> Result<Npu, Error> {
 fn the_structures_are_found() {
     let npu = find(function(&STRUCTURES)).unwrap();
     let expected = Layout {
-        window: Window { base: 0x1000_4000, size: 0x4000 },
+        window: Window { base: 0x80_4000_0000, size: 0x4000 },
         common: 0,
         notify: 0x3000,
         notify_off_multiplier: 4,

@@ -2,7 +2,6 @@
 
 use super::register::*;
 use super::{BAR_COUNT, Bar, Config, Error, Function, Kind, Pci, RoutingId, Window, Windows};
-use arrayvec::ArrayVec;
 use core::ops::RangeInclusive;
 
 /// Bridges below bridges.
@@ -12,6 +11,8 @@ const PAGE_SIZE: u64 = 4096;
 const BRIDGE_ALIGNMENT: u64 = 1 << 20;
 /// Prefetchable 64-bit BARs above this size go beyond 4 GiB.
 const LARGE: u64 = 64 << 20;
+/// The NPU's registers have a GiB of their own: one entry of a table moves them from owner to owner.
+const NPU_ALIGNMENT: u64 = 1 << 30;
 /// A window whose limit is below its base.
 const CLOSED: u32 = 0xfff0;
 
@@ -50,7 +51,7 @@ impl Space {
 struct Enumerator<'a, C, F> {
     config: &'a mut C,
     is_npu: F,
-    pci: Pci,
+    pci: &'a mut Pci,
     bus_limit: u8,
     mem32: Space,
     mem64: Space,
@@ -61,28 +62,24 @@ impl Pci {
     /// bus number and addresses. `is_npu` tells the NPU by its routing ID (final by then) and what its configuration
     /// space says. On an error everything found so far is without DMA, and BARs may overlap.
     pub fn enumerate<C: Config>(
+        &mut self,
         config: &mut C,
         buses: RangeInclusive<u8>,
         windows: Windows,
         is_npu: impl FnMut(&C, RoutingId) -> bool,
-    ) -> Result<Self, Error> {
+    ) -> Result<(), Error> {
         let first_bus = *buses.start();
-        let pci = Self {
-            first_bus,
-            last_bus: first_bus,
-            functions: ArrayVec::new(),
-            #[cfg(any(test, feature = "fault-knobs"))]
-            skips: super::Skips::empty(),
-        };
+        self.first_bus = first_bus;
+        self.last_bus = first_bus;
+        self.functions.clear();
         let (mem32, mem64) = (Space::new(windows.mem32), Space::new(windows.mem64));
         if mem32.end > 1 << 32 {
             return Err(Error::OutOfSpace);
         }
         let bus_limit = *buses.end();
-        let mut enumerator = Enumerator { config, is_npu, pci, bus_limit, mem32, mem64 };
+        let mut enumerator = Enumerator { config, is_npu, pci: &mut *self, bus_limit, mem32, mem64 };
         enumerator.bus(first_bus, 0)?;
-        enumerator.pci.check_npu_is_alone()?;
-        Ok(enumerator.pci)
+        self.check_npu_is_alone()
     }
 
     fn check_npu_is_alone(&self) -> Result<(), Error> {
@@ -200,8 +197,17 @@ impl<C: Config, F: FnMut(&C, RoutingId) -> bool> Enumerator<'_, C, F> {
             if !bar.size.is_power_of_two() || mask != !(bar.size - 1) {
                 return Err(Error::Bar);
             }
-            let is_large = bar.is_64_bit() && low & Bar::PREFETCHABLE != 0 && bar.size > LARGE;
-            bar.base = if is_large { &mut self.mem64 } else { &mut self.mem32 }.take(bar.size)?;
+            let goes_high = bar.is_64_bit() && low & Bar::PREFETCHABLE != 0;
+            bar.base = if goes_high && function.kind == Kind::Npu {
+                self.mem64.align(NPU_ALIGNMENT)?;
+                let base = self.mem64.take(bar.size)?;
+                self.mem64.align(NPU_ALIGNMENT)?;
+                base
+            } else if goes_high && bar.size > LARGE {
+                self.mem64.take(bar.size)?
+            } else {
+                self.mem32.take(bar.size)?
+            };
             self.write(function, register, bar.base as u32);
             let mut holds = self.read(function, register) == bar.base as u32 | bar.flags;
             if bar.is_64_bit() {

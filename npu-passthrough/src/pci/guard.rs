@@ -160,6 +160,14 @@ impl Pci {
         Outcome::Ignored
     }
 
+    /// Lets the NPU's interrupt through as the host chose, or keeps it from the host altogether.
+    pub fn set_npu_interrupt(&mut self, config: &mut impl Config, enabled: bool) {
+        if let Some(npu) = self.npu() {
+            let disable = if enabled { 0 } else { COMMAND_INTX_DISABLE };
+            config.write(npu.id, COMMAND, 2, u32::from(npu.command | disable));
+        }
+    }
+
     /// Whether a knob lets the write through.
     #[cfg(any(test, feature = "fault-knobs"))]
     fn reaches_device(&self, access: Access, index: usize) -> bool {

@@ -28,7 +28,10 @@ fn host_bridge() -> FakeFunction {
 
 fn enumerate(config: &mut FakeConfig) -> Result<Pci, Error> {
     let last = config.root_bus + 7;
-    Pci::enumerate(config, config.root_bus..=last, WINDOWS, |config, id| config.read(id, 0, 4) == NPU_ID)
+    let mut pci = Pci::EMPTY;
+    let buses = config.root_bus..=last;
+    pci.enumerate(config, buses, WINDOWS, |config, id| config.read(id, 0, 4) == NPU_ID)?;
+    Ok(pci)
 }
 
 fn offset(id: RoutingId, register: u64) -> u64 {
@@ -183,7 +186,8 @@ fn what_cannot_be_placed_is_an_error() {
     no_upper_half.bars[5] = (0x1000, 4);
     assert_eq!(fails(vec![no_upper_half]), Some(Error::Bar));
     let windows = Windows { mem32: Window { base: 1 << 32, size: 1 }, ..WINDOWS };
-    let error = Pci::enumerate(&mut FakeConfig::new([]), 0..=0, windows, |_, _| false).err();
+    let mut pci = Pci::EMPTY;
+    let error = pci.enumerate(&mut FakeConfig::new([]), 0..=0, windows, |_, _| false).err();
     assert_eq!(error, Some(Error::OutOfSpace));
 }
 
