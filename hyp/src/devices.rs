@@ -188,6 +188,7 @@ impl Devices {
         let done = match step {
             NpuStep::Reset => {
                 let (npu, registers) = NPU.get().ok_or(NpuFault)?;
+                pci.reset_npu(ecam);
                 npu.reset(&mut { *registers }).map_err(|error| {
                     error!("the NPU does not reset: {error:?}");
                     NpuFault

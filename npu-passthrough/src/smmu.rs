@@ -9,8 +9,10 @@
 //! consumed) when the call returns `Ok`; every wait is bounded. An `Err` from [`Smmu::attach`], [`Smmu::detach`] or an
 //! invalidation means that the SMMU may still use what it should have forgotten: no page may change hands on it.
 //!
-//! The format of stage-2 tables is the CPU's (VTCR_EL2): 4 KiB granule, 40-bit input and output addresses, two
-//! concatenated level-1 tables, write-back inner-shareable walks.
+//! The format of stage-2 tables is the CPU's (VTCR_EL2): 4 KiB granule, from level 1 on, 40-bit output addresses,
+//! write-back inner-shareable walks. Of the CPU's two concatenated level-1 tables streams walk the first: input addresses
+//! have 39 bits, and those beyond fault. (QEMU 10 takes an address beyond into the first table too, but caches it under its
+//! full value: unmapping the page and invalidating its address would leave the other in the TLB.)
 
 mod events;
 #[cfg(any(test, feature = "fake"))]
@@ -111,7 +113,7 @@ pub enum Error {
     TooManyStreams,
     /// The VMID has more bits than the SMMU's.
     Vmid,
-    /// The root of the tables is misaligned or beyond 40 bits.
+    /// The level-1 table is misaligned or beyond 40 bits.
     Root,
 }
 

@@ -168,6 +168,16 @@ impl Pci {
         }
     }
 
+    /// Takes back what the host chose for the NPU (INTx disable, the interrupt line), before another owner comes.
+    pub fn reset_npu(&mut self, config: &mut impl Config) {
+        for npu in self.functions.iter_mut().filter(|function| function.kind == Kind::Npu) {
+            npu.command &= !npu.host_command();
+            npu.sizing = 0;
+            config.write(npu.id, COMMAND, 2, npu.command.into());
+            config.write(npu.id, INTERRUPT_LINE, 1, 0);
+        }
+    }
+
     /// Whether a knob lets the write through.
     #[cfg(any(test, feature = "fault-knobs"))]
     fn reaches_device(&self, access: Access, index: usize) -> bool {

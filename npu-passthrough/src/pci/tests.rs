@@ -305,6 +305,10 @@ fn the_command_register_takes_the_hosts_choices() {
     assert_eq!(command(npu, 4, 2, 0), 0x006);
     assert_eq!(command(npu, 4, 2, 0x400), 0x406);
     assert_eq!(command(RoutingId::new(0, 4, 0), 4, 2, 0), 0x006, "bridge");
+    pci.host_write(&mut config, offset(npu, 0x3c), 1, 0x55, true);
+    pci.reset_npu(&mut config);
+    assert_eq!(config.functions[2].get32(4) & 0xffff, 0x006);
+    assert_eq!(config.functions[2].get32(0x3c), 0);
 }
 
 #[test]

@@ -124,10 +124,10 @@ impl FakeSmmu {
         self.ram.get(&address).copied().unwrap_or(0)
     }
 
-    /// New tables for [`Self::map`]: two concatenated level-1 tables.
+    /// New tables for [`Self::map`].
     pub fn new_root(&mut self) -> u64 {
-        self.next_table = self.next_table.next_multiple_of(0x2000) + 0x2000;
-        self.next_table - 0x2000
+        self.next_table += 0x1000;
+        self.next_table - 0x1000
     }
 
     /// Maps a page in the tables at `root`; no rights at all unmaps it.
@@ -241,15 +241,15 @@ impl FakeSmmu {
         }
         let output_size = self.register(IDR5) & 7;
         let format_is_valid = word2 >> 16 & 0xffff == 0
-            && word2 >> 32 & 0x3f == 24 // 40 bits of input
-            && word2 >> 38 & 3 == 1 // from level 1 on, so two tables
+            && matches!(word2 >> 32 & 0x3f, 24 | 25) // 40 or 39 bits of input
+            && word2 >> 38 & 3 == 1 // from level 1 on
             && word2 >> 46 & 3 == 0 // 4 KiB
             && (word2 >> 48 & 7) as u32 <= output_size
             && word2 >> 48 & 7 == 2
             && word2 >> 51 & 1 == 1 // VMSAv8-64
             && word2 >> 57 & 1 == 0 // no stalls
             && word1 >> 28 & 3 == 0 // no ATS
-            && root.is_multiple_of(0x2000)
+            && root.is_multiple_of(0x1000)
             && root >> 40 == 0;
         if !format_is_valid {
             return Err(Fault::BadSte);
@@ -259,6 +259,9 @@ impl FakeSmmu {
         let found = match self.tlb.iter().find(hit) {
             Some(known) => *known,
             None => {
+                if ipa >> (64 - (word2 >> 32 & 0x3f)) != 0 {
+                    return Err(Fault::Translation);
+                }
                 let found = self.walk(vmid, root, ipa).ok_or(Fault::Translation)?;
                 self.tlb.push(found);
                 found
@@ -269,9 +272,6 @@ impl FakeSmmu {
     }
 
     fn walk(&mut self, vmid: u16, root: u64, ipa: u64) -> Option<Translation> {
-        if ipa >> 40 != 0 {
-            return None;
-        }
         let cached = self.pointers.get(&(vmid, ipa >> 21)).copied();
         let mut table = cached.unwrap_or(root);
         for level in if cached.is_some() { 3 } else { 1 }..4 {
@@ -386,9 +386,9 @@ impl FakeSmmu {
 
 const ADDRESS: u64 = 0xff_ffff_f000;
 
-/// Index into the table of `level` (1: two concatenated tables).
+/// Index into the table of `level`. Of two concatenated level-1 tables the first is always used, as QEMU does.
 fn index(ipa: u64, level: u32) -> u64 {
-    ipa >> (12 + 9 * (3 - level)) & if level == 1 { 0x3ff } else { 0x1ff }
+    ipa >> (12 + 9 * (3 - level)) & 0x1ff
 }
 
 impl Memory for FakeSmmu {

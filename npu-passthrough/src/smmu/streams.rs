@@ -199,7 +199,7 @@ impl Smmu {
         Ok(bus.1 + STE_SIZE * u64::from(stream & ((1 << SPLIT) - 1)))
     }
 
-    /// Lets a stream walk the tables at `root` (two concatenated level-1 tables, 8 KiB aligned) under `vmid`. On an error
+    /// Lets a stream walk the tables at `root` (a level-1 table, 4 KiB aligned) under `vmid`. On an error
     /// the stream aborts as far as the SMMU listens, and counts as attached until [`Self::detach`] succeeds, unless the
     /// error is the caller's.
     pub fn attach(&mut self, io: &mut impl Io, stream: u32, vmid: u16, root: u64) -> Result<(), Error> {
@@ -210,7 +210,7 @@ impl Smmu {
         if !self.has_vmid16 && vmid > 0xff {
             return Err(Error::Vmid);
         }
-        if !root.is_multiple_of(0x2000) || root >> ADDRESS_BITS != 0 {
+        if !root.is_multiple_of(0x1000) || root >> ADDRESS_BITS != 0 {
             return Err(Error::Root);
         }
         self.streams.try_push(Stream { id: stream, vmid }).map_err(|_| Error::TooManyStreams)?;

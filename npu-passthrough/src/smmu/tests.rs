@@ -11,7 +11,7 @@ const STRUCTURES: Structures = Structures {
 /// The NPU's stream, and one of a bus without a table.
 const NPU: u32 = 0x18;
 const UNKNOWN: u32 = 0x218;
-const IPA: u64 = 0xff_1234_5000;
+const IPA: u64 = 0x7f_1234_5000;
 const PA_A: u64 = 0x8000_1000;
 const PA_B: u64 = 0x8000_2000;
 
@@ -143,7 +143,7 @@ fn an_attached_stream_reaches_its_owner_only() {
     assert_eq!(fake.dma(NPU, IPA + 8, true), Ok(PA_A + 8));
     assert_eq!(fake.dma(NPU + 1, IPA, true), Err(Fault::Abort));
     assert_eq!(fake.dma(NPU, IPA + 0x1000, true), Err(Fault::Translation));
-    assert_eq!(fake.dma(NPU, IPA | 1 << 40, false), Err(Fault::Translation));
+    assert_eq!(fake.dma(NPU, IPA | 1 << 39, false), Err(Fault::Translation), "no aliases");
     let [first, second] = events(&mut fake, &mut smmu)[..] else { panic!() };
     let expected = Event { kind: EventKind::Translation, stream: NPU, address: IPA + 0x1000, is_write: true };
     assert_eq!(first, expected);
@@ -159,7 +159,7 @@ fn requests_that_make_no_sense_change_nothing() {
     let (mut fake, mut smmu, a, b) = with_owners();
     assert_eq!(smmu.attach(&mut fake, UNKNOWN, 2, a), Err(Error::NoTable));
     assert_eq!(smmu.attach(&mut fake, 0x1_0018, 2, a), Err(Error::NoTable));
-    assert_eq!(smmu.attach(&mut fake, NPU, 2, a + 0x1000), Err(Error::Root));
+    assert_eq!(smmu.attach(&mut fake, NPU, 2, a + 0x800), Err(Error::Root));
     assert_eq!(smmu.attach(&mut fake, NPU, 2, 1 << 40), Err(Error::Root));
     assert_eq!(smmu.detach(&mut fake, NPU, 2), Err(Error::NotAttached));
     assert_eq!(fake.dma(NPU, IPA, true), Err(Fault::Abort));
@@ -221,6 +221,19 @@ fn a_vmid_starts_with_nothing_cached() {
         smmu.detach(&mut fake, NPU, 2).unwrap();
         smmu.attach(&mut fake, NPU, 2, b).unwrap();
         assert_eq!(fake.dma(NPU, IPA, true), Ok(if stale { PA_A } else { PA_B }));
+    }
+}
+
+#[test]
+fn commands_are_what_does_it() {
+    for (opcode, device_caches) in [(CFGI_STE, false), (TLBI_S12_VMALL, true)] {
+        let (mut fake, mut smmu, a, _) = with_owners();
+        fake.device_caches = device_caches;
+        smmu.attach(&mut fake, NPU, 2, a).unwrap();
+        fake.dma(NPU, IPA, true).unwrap();
+        fake.breaks.ignore.push(opcode);
+        smmu.detach(&mut fake, NPU, 2).unwrap();
+        assert_eq!(fake.dma(NPU, IPA, true), Ok(PA_A), "{opcode:#x}");
     }
 }
 
