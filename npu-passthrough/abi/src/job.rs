@@ -380,8 +380,8 @@ mod tests {
         assert_eq!(refused(|job| job.weights_stride = u64::MAX / 2), Error::Range);
         assert_eq!(refused(|job| job.columns = 512), Error::Stride);
         assert_eq!(refused(|job| job.columns = 1 << 18), Error::Limit);
-        assert_eq!(refused(|job| job.tokens = 4097), Error::Limit);
-        let huge = |job: &mut Job| (job.rows, job.output_stride) = (1 << 20, 4 << 20);
+        assert_eq!(refused(|job| (job.tokens, job.input) = (4097, 1 << 40)), Error::Limit);
+        let huge = |job: &mut Job| (job.rows, job.output_stride, job.weights) = (1 << 20, 4 << 20, 1 << 40);
         assert_eq!(refused(huge), Error::Limit);
     }
 

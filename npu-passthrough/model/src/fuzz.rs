@@ -1,0 +1,1 @@
+//! What fuzzing does with its input.
