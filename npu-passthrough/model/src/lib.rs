@@ -23,6 +23,7 @@
 
 pub mod device;
 pub mod dma;
+pub mod front_end;
 pub mod fuzz;
 pub mod grants;
 pub mod iotlb;
