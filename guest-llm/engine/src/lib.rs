@@ -81,6 +81,7 @@ pub use conversation::Conversation;
 pub use error::{Error, Result};
 pub use generate::{Event, Flow, Report, Request, StopReason, generate};
 pub use grammar::{Constraint, Grammar, TokenIndex};
+pub use kernels::{Activations, Multiplier};
 pub use kv::{KvFormat, UnknownKvFormat};
 pub use model::Model;
 pub use parallel::{Parallel, Serial};

@@ -87,6 +87,11 @@ impl TensorType {
         }
     }
 
+    /// Whether products with it take a sum of the activations that only some quantised forms have.
+    pub(crate) const fn has_minimum(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q5_1)
+    }
+
     /// Elements per block.
     pub const fn block_length(self) -> usize {
         match self {

@@ -50,10 +50,23 @@ impl Quantised {
         self.total = half(self.sum as f32 * scale);
         self.scale = half(scale);
     }
+
+    /// Takes over quants with scale and total in half precision, as [`Quantised::set`] would have made them.
+    pub(super) fn load(&mut self, quants: &[u8; BLOCK], scale: u16, total: u16) {
+        load_quants(quants, &mut self.quants);
+        self.sum = self.quants.iter().fold(0, |sum, quant| sum.wrapping_add(i32::from(*quant)));
+        self.total = f16_to_f32(total);
+        self.scale = f16_to_f32(scale);
+    }
+}
+
+/// Copies bytes as quants, all within -127..=127.
+fn load_quants(bytes: &[u8], quants: &mut [i8]) {
+    quants.iter_mut().zip(bytes).for_each(|(quant, byte)| *quant = (*byte as i8).max(-127));
 }
 
 impl SuperQuantised {
-    const ZERO: Self =
+    pub(super) const ZERO: Self =
         SuperQuantised { quants: [0; SUPER], sums16: [0; SUBS], sums32: [0; SUBS / 2], scale: 0.0 };
 
     /// Quantises 256 activations.
@@ -61,6 +74,17 @@ impl SuperQuantised {
         let greatest = quantise(values, &mut self.quants);
         // As llama.cpp: the inverse of the inverse.
         self.scale = if greatest < LEAST { 0.0 } else { 1.0 / (127.0 / greatest) };
+        self.sum_up();
+    }
+
+    /// Takes over quants and their scale.
+    pub(super) fn load(&mut self, quants: &[u8; SUPER], scale: f32) {
+        load_quants(quants, &mut self.quants);
+        self.scale = scale;
+        self.sum_up();
+    }
+
+    fn sum_up(&mut self) {
         let sum = |quants: &[i8]| quants.iter().fold(0i16, |sum, quant| sum.wrapping_add((*quant).into()));
         for (out, quants) in self.sums16.iter_mut().zip(self.quants.as_chunks::<16>().0) {
             *out = sum(quants);
@@ -79,6 +103,9 @@ pub struct Forms {
 }
 
 impl Forms {
+    /// Both.
+    pub(super) const ALL: Self = Forms { blocks: true, supers: true };
+
     /// The forms that matrices of these types want.
     pub fn of(types: impl Iterator<Item = TensorType>) -> Self {
         types.map(TensorType::block_length).fold(Forms { blocks: false, supers: false }, |forms, length| {
@@ -96,8 +123,8 @@ impl Forms {
 /// Room for a batch of activations in the forms that matrices are multiplied with.
 #[derive(Debug)]
 pub struct InputBuffer {
-    blocks: Vec<Quantised>,
-    supers: Vec<SuperQuantised>,
+    pub(super) blocks: Vec<Quantised>,
+    pub(super) supers: Vec<SuperQuantised>,
 }
 
 /// A batch of activations: rows of `columns` elements, one for each token.
@@ -140,6 +167,11 @@ impl InputBuffer {
         if wants(SUPER) {
             values.as_chunks().0.iter().zip(&mut self.supers).for_each(|(values, block)| block.set(values));
         }
+        self.view(values, columns)
+    }
+
+    /// The batch that was prepared last, `values` being its rows of `columns`.
+    pub(super) fn view<'i>(&'i self, values: &'i [f32], columns: usize) -> Input<'i> {
         Input { columns, values, blocks: &self.blocks, supers: &self.supers }
     }
 }

@@ -81,6 +81,29 @@ impl RowScratch {
             floats: budget.filled(0.0, columns.saturating_mul(FLOAT_ROWS))?,
         })
     }
+
+    /// Most columns.
+    pub(super) fn columns(&self) -> usize {
+        self.floats.len() / FLOAT_ROWS
+    }
+
+    /// Most tokens.
+    pub(super) fn tokens(&self) -> usize {
+        self.totals.len() / PANEL
+    }
+
+    /// Makes it all zero.
+    pub(super) fn scrub(&mut self) {
+        self.panel.fill(0);
+        self.totals.fill(0.0);
+        self.floats.fill(0.0);
+    }
+
+    /// Whether it is all zero.
+    pub(super) fn is_scrubbed(&self) -> bool {
+        self.panel.iter().all(|word| *word == 0)
+            && self.totals.iter().chain(&self.floats).all(|value| *value == 0.0)
+    }
 }
 
 /// Multiplies: `out[t][r] = sum over c of matrix[r][c] * input[t][c]`, `out` being as many rows as `input`, each as
@@ -95,6 +118,21 @@ pub fn matmul(matrix: &Matrix<'_>, input: &Input<'_>, workers: &Workers<'_>, out
         let part = Part { matrix, first: rows.start, data: matrix.part(rows), out };
         cpu::multiply(&part, input, &mut scratch);
     });
+}
+
+/// As [`matmul`], of `rows`, the bytes of whole rows of type `ty`, on this thread alone; by the definition if `portable`.
+pub fn matmul_rows(
+    ty: TensorType,
+    rows: &[u8],
+    input: &Input<'_>,
+    scratch: &mut RowScratch,
+    portable: bool,
+    out: &mut [f32],
+) {
+    let mut matrix = Matrix { ty, columns: input.columns(), rows: 0, data: rows };
+    matrix.rows = rows.len() / matrix.row_bytes();
+    let part = Part { matrix: &matrix, first: 0, data: rows, out: Output::new(out) };
+    if portable { cpu::multiply_portable(&part, input) } else { cpu::multiply(&part, input, scratch) }
 }
 
 /// As [`matmul`], with the instructions of `level`; returns whether the CPU has them.

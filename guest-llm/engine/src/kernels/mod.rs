@@ -3,7 +3,7 @@
 //! Every kernel defines the order in which it rounds and sums, so that all instruction sets, batch sizes and numbers of
 //! threads agree bit by bit; [`portable`] says what the order is, by example. The kernels for matrices are written once,
 //! over the primitives that [`simd`] lists: `gemv` multiplies few tokens with rows in place, `gemm` many tokens with
-//! panels of unpacked rows, `floats` rows of floats; `multiply` chooses; `attention` is written likewise. `x86` and `neon` implement the primitives, and
+//! panels of unpacked rows, `floats` rows of floats; `multiply` chooses; `multiplier` offers that to devices; `attention` is written likewise. `x86` and `neon` implement the primitives, and
 //! [`cpu`] finds out which there are. Nothing here panics on any input of the right length, NaN and infinity included.
 //! Unsafe lives in `x86` and `neon` only.
 
@@ -18,6 +18,7 @@ mod gemv;
 mod half;
 mod kv_row;
 mod matrix;
+mod multiplier;
 mod multiply;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 #[allow(unsafe_code)]
@@ -41,3 +42,4 @@ pub use elementwise::{
 };
 pub use kv_row::{KvFormat, UnknownKvFormat};
 pub use matrix::{Matrix, RowScratch, Workers, matmul};
+pub use multiplier::{Activations, Multiplier};

@@ -6,7 +6,9 @@ use std::vec::Vec;
 use spin::mutex::SpinMutex;
 
 use super::half::{f16_to_f32, f32_to_f16};
-use super::{Forms, InputBuffer, Matrix, RowScratch, Workers, cpu, matmul, portable};
+use super::{
+    Activations, Forms, InputBuffer, Matrix, Multiplier, RowScratch, Workers, cpu, matmul, portable,
+};
 use crate::budget::Budget;
 use crate::gguf::{TensorInfo, TensorType};
 use crate::parallel::Serial;
@@ -314,4 +316,91 @@ fn a_small_batch_is_small_in_a_large_buffer() {
             assert_eq!(input.skip(1).blocks().count(), tokens - 1);
         }
     }
+}
+
+#[test]
+fn devices_get_the_same_bits_from_any_form_of_activations() {
+    let mut numbers = Numbers(7);
+    for portable in [false, true] {
+        let mut multiplier = Multiplier::new(512 * 9, 512, 9, portable).unwrap();
+        assert!(multiplier.is_scrubbed());
+        for ty in TensorType::ALL {
+            for tokens in [1, 3, 9] {
+                let (columns, rows) = (512, 37);
+                let data = numbers.blocks(ty, columns / ty.block_length() * rows);
+                let x = numbers.floats(columns * tokens);
+                let expected = product(ty, &data, (columns, rows), &x);
+                let forms: &[u32] = match ty.block_length() {
+                    32 if ty.has_minimum() => &[0, 9],
+                    32 => &[0, 8, 9],
+                    256 => &[0, 15],
+                    _ => &[0],
+                };
+                for form in forms {
+                    assert!(multiplier.begin(ty, columns, tokens));
+                    for (token, x) in x.chunks(columns).enumerate() {
+                        let bytes = quantised(*form, x);
+                        assert!(multiplier.set(
+                            token,
+                            match form {
+                                0 => Activations::F32(&bytes),
+                                8 => Activations::Q8_0(&bytes),
+                                9 => Activations::Q8_1(&bytes),
+                                _ => Activations::Q8K(&bytes),
+                            }
+                        ));
+                        assert!(!multiplier.set(token, Activations::F32(&bytes[1..])));
+                        assert!(!multiplier.set(tokens, Activations::F32(&bytes)));
+                    }
+                    let mut out = vec![0.0; rows * tokens];
+                    multiplier.multiply(&data, &mut out);
+                    assert_eq!(bits(&out), bits(&expected), "{ty:?} {tokens} {form} {portable}");
+                }
+            }
+        }
+        assert!(!multiplier.is_scrubbed());
+        multiplier.scrub();
+        assert!(multiplier.is_scrubbed());
+    }
+}
+
+#[test]
+fn batches_that_do_not_fit_are_refused() {
+    let mut multiplier = Multiplier::new(1024, 512, 3, false).unwrap();
+    for (columns, tokens) in [(0, 1), (512, 0), (500, 1), (544, 1), (512, 3), (32, 4), (usize::MAX, 2)] {
+        assert!(!multiplier.begin(TensorType::Q8_0, columns, tokens), "{columns} {tokens}");
+        assert!(!multiplier.set(0, Activations::Q8_0(&[])));
+        multiplier.multiply(&[0; 100], &mut [0.0; 3]);
+    }
+    assert!(multiplier.begin(TensorType::Q4K, 512, 2));
+    assert!(!multiplier.set(0, Activations::Q8_0(&[0; 34 * 16])), "blocks of 32");
+    // Part of a row, and too little room for the products: nothing happens beyond.
+    multiplier.multiply(&[0; 300], &mut [0.0; 1]);
+}
+
+/// Activations in one of ggml's formats.
+fn quantised(form: u32, x: &[f32]) -> Vec<u8> {
+    use super::activations::{Quantised, SuperQuantised};
+    let mut bytes = Vec::new();
+    let half = |value| f32_to_f16(value).to_le_bytes();
+    match form {
+        0 => x.iter().for_each(|x| bytes.extend(x.to_le_bytes())),
+        15 => x.as_chunks().0.iter().for_each(|x| {
+            let mut block = SuperQuantised::ZERO;
+            block.set(x);
+            bytes.extend(block.scale.to_le_bytes());
+            bytes.extend(block.quants.map(|quant| quant as u8));
+            bytes.extend(block.sums16.iter().flat_map(|sum| sum.to_le_bytes()));
+        }),
+        form => x.as_chunks().0.iter().for_each(|x| {
+            let mut block = Quantised::ZERO;
+            block.set(x);
+            bytes.extend(half(block.scale));
+            if form == 9 {
+                bytes.extend(half(block.total));
+            }
+            bytes.extend(block.quants.map(|quant| quant as u8));
+        }),
+    }
+    bytes
 }
