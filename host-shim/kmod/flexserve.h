@@ -85,7 +85,20 @@ struct flexserve_request {
 #define FLEXSERVE_LOG FLEXSERVE_IOC(16)
 
 /*
- * mmap: the file offset is the IPA of the first page; every page must have been given with FLEXSERVE_GIVE_MAPPABLE;
+ * /dev/flexserve-npu, for one program at a time: the NPU, where the machine has one.
+ *
+ * in: 0 asks, 1 acquires, 2 releases. Acquiring waits while a partition holds the NPU, which is asked to release it and loses
+ * it after a while; EINTR: a signal came. out: as hyp/abi says of NPU_STATE.
+ */
+#define FLEXSERVE_NPU FLEXSERVE_IOC(17)
+/* Allocates contiguous zeroed memory that the NPU reaches, until the file is closed. in: bytes. out: address for the NPU, mmap offset. */
+#define FLEXSERVE_NPU_MEMORY FLEXSERVE_IOC(18)
+#define FLEXSERVE_NPU_MEMORY_MAX (4U << 20)
+/* mmap, MAP_SHARED: offset 0 are the registers, from here on the memory, by its address. */
+#define FLEXSERVE_NPU_MEMORY_OFFSET (1ULL << 41)
+
+/*
+ * mmap of /dev/flexserve: the file offset is the IPA of the first page; every page must have been given with FLEXSERVE_GIVE_MAPPABLE;
  * MAP_SHARED, not executable. Until the partition has shared a page, a touch is a SIGBUS.
  */
 #endif

@@ -44,7 +44,7 @@ pub struct Report {
     pub world_switches: u64,
     /// Accesses of the host to memory that is not its own, refused during the run (hypervisor).
     pub blocked_accesses: u64,
-    /// Jobs of the NPU; there is none yet.
+    /// Jobs that the NPU ended during the run (hypervisor).
     pub npu_jobs: u64,
     /// SHA-384 of manifest, image and model, in hexadecimal (hypervisor).
     pub measurement: String,

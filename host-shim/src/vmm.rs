@@ -189,6 +189,7 @@ pub fn with_partition<M: Machine, T>(
         bytes_loaded: pieces.iter().filter_map(|piece| piece.contents).map(|bytes| bytes.len() as u64).sum(),
         world_switches: stats.world_switches,
         blocked_accesses: after.blocked_accesses.wrapping_sub(before.blocked_accesses),
+        npu_jobs: after.npu.jobs.wrapping_sub(before.npu.jobs),
         measurement: hex(&measurement),
         ..report
     };

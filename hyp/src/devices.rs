@@ -176,9 +176,10 @@ impl Devices {
         }
     }
 
-    fn npu_step(&mut self, step: NpuStep) -> Result<(), NpuFault> {
+    /// The outer error is the SMMU's: it may still use what it should have forgotten.
+    fn npu_step(&mut self, step: NpuStep) -> Result<Result<(), NpuFault>, smmu::Error> {
         let Self { pci, driven: Some(Driven { registers, smmu, ecam, npu: Some(id) }), .. } = self else {
-            return Err(NpuFault);
+            return Ok(Err(NpuFault));
         };
         #[cfg(feature = "fault-knobs")]
         smmu.set_skips(match skips(knob::NPU_INVALIDATE) {
@@ -187,12 +188,12 @@ impl Devices {
         });
         let done = match step {
             NpuStep::Reset => {
-                let (npu, registers) = NPU.get().ok_or(NpuFault)?;
+                let Some((npu, registers)) = NPU.get() else { return Ok(Err(NpuFault)) };
                 pci.reset_npu(ecam);
-                npu.reset(&mut { *registers }).map_err(|error| {
+                if let Err(error) = npu.reset(&mut { *registers }) {
                     error!("the NPU does not reset: {error:?}");
-                    NpuFault
-                })?;
+                    return Ok(Err(NpuFault));
+                }
                 Ok(())
             }
             NpuStep::Detach { .. } | NpuStep::Attach { .. } if skips(knob::NPU_STREAM) => Ok(()),
@@ -205,10 +206,7 @@ impl Devices {
         };
         #[cfg(feature = "fault-knobs")]
         smmu.set_skips(smmu::Skips::empty());
-        done.map_err(|error| {
-            error!("SMMU: {step:?}: {error:?}");
-            NpuFault
-        })
+        done.map(Ok)
     }
 
     fn drain_events(&mut self) {
@@ -258,7 +256,15 @@ pub fn npu_step(step: NpuStep) -> Result<(), NpuFault> {
     }
     let mut devices = DEVICES.lock();
     devices.drain_events();
-    devices.npu_step(step)
+    match devices.npu_step(step) {
+        Ok(done) => done,
+        Err(error) => {
+            error!("SMMU: {step:?}: {error:?}");
+            drop(devices);
+            cut_off();
+            Err(NpuFault)
+        }
+    }
 }
 
 /// Jobs that the NPU ended since its reset.

@@ -42,6 +42,9 @@ pub struct Machine {
     /// Further QEMU arguments.
     #[serde(default)]
     pub arguments: Vec<String>,
+    /// It has an NPU: the device model runs beside it.
+    #[serde(default)]
+    pub npu: bool,
     /// Count instructions instead of time (`-icount shift=0`): repeatable to the digit with one CPU.
     #[serde(default)]
     pub icount: bool,
@@ -107,6 +110,7 @@ impl Machine {
         let mut bare = self.clone();
         bare.deployment = Deployment::BareEl1;
         bare.name = format!("{}-bare", self.name);
+        bare.npu = false;
         bare.machine.retain(|option| !option.starts_with("virtualization="));
         bare
     }

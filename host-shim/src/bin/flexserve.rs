@@ -23,7 +23,7 @@ use flexserve::vmm::{Live, Options, run, with_partition};
 use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
 use hyp_abi::ffa;
 use hyp_abi::service::INFO_FAULT_KNOBS;
-use hyp_abi::stats::{Cost, PartitionStats, state};
+use hyp_abi::stats::{Cost, PartitionStats, SwitchCost, state};
 use hyp_abi::virtio::{SLOT_MODEL, SLOT_SCRATCH};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
@@ -237,6 +237,10 @@ fn stats(json: bool) -> Result<()> {
         json!({"calls": cost.calls, "pages": cost.pages, "validate": cost.validate, "tables": cost.tables,
                "tlbi": cost.tlbi, "scrub": cost.scrub})
     };
+    let switch = |cost: SwitchCost| {
+        json!({"close": cost.close, "reset": cost.reset, "detach": cost.detach, "attach": cost.attach,
+               "open": cost.open})
+    };
     let object = json!({
         "schema": 1,
         "system": {
@@ -257,6 +261,14 @@ fn stats(json: bool) -> Result<()> {
             "splits": system.splits,
             "coalesces": system.coalesces,
             "give": cost(system.give),
+            "npu": {
+                "jobs": system.npu.jobs,
+                "switches": system.npu.switches,
+                "forced": system.npu.forced,
+                "dma_blocked": system.npu.blocked,
+                "last_switch": switch(system.npu.last),
+                "all_switches": switch(system.npu.total),
+            },
             "recall": cost(system.recall),
             "last_give": cost(system.last_give),
             "last_recall": cost(system.last_recall),

@@ -97,7 +97,8 @@ impl Bench<'_> {
                 std::fs::read(&kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
             (machine, Boot::Bundle(crate::run::bundle(&self.products, &image, &initrd, machine, &dir)?))
         };
-        let launch = Launch { machine, boot, dir: &dir, gdb_port: None, reset_ends: true };
+        let npu = build::npu(self.paths, machine)?;
+        let launch = Launch { machine, boot, dir: &dir, gdb_port: None, npu, reset_ends: true };
         follow(Vm::start(&launch)?, &dir)
     }
 }

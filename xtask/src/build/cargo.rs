@@ -102,19 +102,29 @@ pub fn build(paths: &Paths, toolchain: &Toolchain, package: &Package) -> Result<
 
 /// Builds the engine's command for the development machine; returns the program.
 pub fn engine(paths: &Paths) -> Result<PathBuf> {
+    native(paths, "flexserve-engine", "flexserve-engine")
+}
+
+/// Builds the model of the NPU; returns the program.
+pub fn npu(paths: &Paths) -> Result<PathBuf> {
+    native(paths, "flexserve-npu-model", "flexserve-npu")
+}
+
+/// Builds a package for the development machine; returns its program.
+fn native(paths: &Paths, package: &str, program: &str) -> Result<PathBuf> {
     let mut command = process::command("cargo");
-    command.current_dir(&paths.root).args(["build", "--quiet", "--release", "--package", "flexserve-engine"]);
+    command.current_dir(&paths.root).args(["build", "--quiet", "--release", "--package", package]);
     let result = command.output().with_context(|| format!("cannot start `{}`", process::shown(&command)))?;
     if !result.status.success() {
         eprint!("{}", String::from_utf8_lossy(&result.stderr));
         return Err(Failure::new(
             Code::Failed,
-            format!("the engine does not build ({})", result.status),
+            format!("{package} does not build ({})", result.status),
             "the sources, or a dependency that cannot be fetched",
             "see the compiler's messages above",
         ));
     }
-    Ok(paths.target("release/flexserve-engine"))
+    Ok(paths.target("release").join(program))
 }
 
 fn target_dir(package: &Package) -> String {

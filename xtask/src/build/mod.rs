@@ -105,6 +105,12 @@ pub fn hypervisor(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Prod
     Ok(products)
 }
 
+/// Builds the model of the NPU for a machine that has one; none if it has none.
+pub fn npu(paths: &Paths, machine: &crate::machine::Machine) -> Result<Option<PathBuf>> {
+    let _lock = paths.lock("build")?;
+    machine.npu.then(|| cargo::npu(paths)).transpose()
+}
+
 /// Builds every part that the checkout has.
 pub fn all(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
     let mut products = hypervisor(paths, setup, variant)?;

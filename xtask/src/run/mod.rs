@@ -68,6 +68,7 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
         boot: Boot::Bundle(bundle.clone()),
         dir: &dir,
         gdb_port,
+        npu: build::npu(paths, &machine)?,
         reset_ends: !custom,
     };
     if let (Some(port), Some(elf)) = (gdb_port, &products.hypervisor_elf) {
@@ -108,6 +109,7 @@ pub fn machine(paths: &Paths, args: &RunArgs) -> Result<Machine> {
         memory: args.mem.clone(),
         append: args.append.clone(),
     })?;
+    machine.npu &= !args.no_npu;
     Ok(machine)
 }
 

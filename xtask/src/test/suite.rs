@@ -194,7 +194,9 @@ fn run_machine(
             Boot::Bundle(crate::run::bundle(&products, &kernel, &initrd, &machine, &dir)?)
         }
     };
-    let launch = Launch { machine: &machine, boot, dir: &dir, gdb_port: None, reset_ends: !suite.resets };
+    let npu = build::npu(paths, &machine)?;
+    let launch =
+        Launch { machine: &machine, boot, dir: &dir, gdb_port: None, npu, reset_ends: !suite.resets };
     let mut vm = Vm::start(&launch)?;
     let loaded = vm.loaded();
     for large in ["bundle.img", "initrd.img"] {

@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod event;
+mod npu;
 pub mod outside;
 pub mod qmp;
 mod starvation;
@@ -52,6 +53,8 @@ pub struct Launch<'a> {
     pub dir: &'a Path,
     /// Wait for a debugger on this TCP port.
     pub gdb_port: Option<u16>,
+    /// The program of the NPU's model, if the machine has an NPU.
+    pub npu: Option<PathBuf>,
     /// Whether a reset ends the run; a test of resets says no.
     pub reset_ends: bool,
 }
@@ -97,6 +100,8 @@ impl Watch {
 /// A running machine. Dropping it ends QEMU.
 pub struct Vm {
     child: Child,
+    /// Ends with the machine.
+    _npu: Option<npu::Model>,
     stdin: Option<ChildStdin>,
     chunks: Receiver<Vec<u8>>,
     console: Console,
@@ -141,6 +146,9 @@ pub fn arguments(launch: &Launch<'_>) -> Vec<String> {
         add("-gdb", format!("tcp:127.0.0.1:{port}"));
         args.push("-S".into());
     }
+    if launch.npu.is_some() {
+        args.extend(npu::ARGUMENTS.map(str::to_owned));
+    }
     if launch.reset_ends {
         args.push("-no-reboot".into());
     }
@@ -154,6 +162,7 @@ impl Vm {
         let log_path = launch.dir.join("serial.log");
         let log = File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?;
         let errors = File::create(launch.dir.join("qemu.log"))?;
+        let npu = launch.npu.as_deref().map(|program| npu::Model::start(program, launch.dir)).transpose()?;
         // setpriv: QEMU must not outlive this program, however that ends.
         let mut command = process::command("setpriv");
         command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(launch));
@@ -179,6 +188,7 @@ impl Vm {
         });
         Ok(Self {
             child,
+            _npu: npu,
             stdin,
             chunks,
             console: Console::default(),

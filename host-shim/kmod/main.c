@@ -33,6 +33,7 @@
 #include <linux/xarray.h>
 
 #include "flexserve.h"
+#include "internal.h"
 
 /* FF-A 1.2 (DEN0077A) and the vendor service, as hyp/abi/src/ffa.rs and service.rs define them. */
 #define FFA_ERROR 0x84000060
@@ -59,7 +60,7 @@ enum { NOT_SUPPORTED = -1, NO_MEMORY = -3, DENIED = -6, ABORTED = -8 };
 #define STEP_PAGES 512
 #define MAX_RANGES 256
 #define MEASUREMENT_SIZE 48
-#define IPA_PAGES (1ULL << (40 - PAGE_SHIFT))
+#define IPA_PAGES (1ULL << (39 - PAGE_SHIFT))
 /* Patience with a busy hypervisor, and with one that asks for table memory again and again. */
 #define BUSY_SECONDS 10
 #define TABLE_ROUNDS 64
@@ -102,7 +103,7 @@ static struct arm_smccc_1_2_regs flex_smc(u64 a0, u64 a1, u64 a2, u64 a3)
 	return regs;
 }
 
-static int flex_errno(s32 status)
+int flex_errno(s32 status)
 {
 	static const int errnos[] = { 0, -EOPNOTSUPP, -EINVAL, -ENOMEM, -EBUSY, -EBUSY, -EACCES, -EBUSY, -ESHUTDOWN, -ENODATA };
 
@@ -169,7 +170,7 @@ static void flex_results(u64 *out, const struct arm_smccc_1_2_regs *regs)
 }
 
 /* One message to the service. Returns its status; out gets x4-x7. */
-static s32 flex_message(u64 *out, u64 op, u64 a, u64 b, u64 c)
+s32 flex_message(u64 *out, u64 op, u64 a, u64 b, u64 c)
 {
 	struct arm_smccc_1_2_regs regs = { .a0 = FFA_DIRECT_REQ, .a1 = SERVICE_ID, .a3 = op, .a4 = a, .a5 = b, .a6 = c };
 
@@ -676,6 +677,8 @@ static int __init flex_init(void)
 	/* The same major version, and a clock to sleep by. */
 	if (!ret)
 		ret = flex_info[2] >> 16 != 1 || flex_info[5] < SLEEPS_PER_SECOND ? -EPROTO : misc_register(&flex_device);
+	if (!ret && flex_npu_init())
+		pr_err("no device for the NPU\n");
 	if (ret) {
 		pr_err("FF-A 0x%x without a flexserve service that this module knows (%d)\n", version, ret);
 		flex_irq_exit();
@@ -687,6 +690,7 @@ static int __init flex_init(void)
 static void __exit flex_exit(void)
 {
 	misc_deregister(&flex_device);
+	flex_npu_exit();
 	flex_irq_exit();
 	if (atomic64_read(&tables_held))
 		pr_err("%lld table pages stay with the hypervisor\n", atomic64_read(&tables_held));
