@@ -193,16 +193,16 @@ fn what_cannot_be_placed_is_an_error() {
 
 /// Every write the host can make to every function, of values that would hurt.
 fn attack(pci: &mut Pci, config: &mut FakeConfig, npu_is_hosts: bool) {
-    for bus in 0..5u64 {
-        for function in 0..=255u64 {
-            for register in 0..0x140u64 {
-                for (width, value) in
-                    [(1, 0xff), (1, 0), (2, 0xffff), (2, 0), (4, 0xffff_fff0), (4, 0), (3, 0), (0, 0)]
-                {
-                    let at = bus << 20 | function << 12 | register;
-                    pci.host_write(config, at, width, value, npu_is_hosts);
-                    pci.host_read(config, at, width, npu_is_hosts);
-                }
+    let absent = [0x08, 0x0f, 0xff, 0x101, 0x400].map(|id| RoutingId(id + (u16::from(config.root_bus) << 8)));
+    let ids = pci.functions().iter().map(|function| function.id).chain(absent).collect::<Vec<_>>();
+    for id in ids {
+        for register in 0..0x140 {
+            for (width, value) in
+                [(1, 0xff), (1, 0), (2, 0xffff), (2, 0), (4, 0xffff_fff0), (4, 0), (3, 0), (0, 0), (8, 0)]
+            {
+                let at = offset(id, register);
+                pci.host_write(config, at, width, value, npu_is_hosts);
+                pci.host_read(config, at, width, npu_is_hosts);
             }
         }
     }

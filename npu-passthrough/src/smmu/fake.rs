@@ -119,6 +119,11 @@ impl FakeSmmu {
         self.registers[(offset >> 16) as usize][(offset as u16 / 4) as usize] = value;
     }
 
+    /// Whether anything of `vmid` is cached.
+    pub fn caches(&self, vmid: u16) -> bool {
+        self.tlb.iter().any(|known| known.vmid == vmid) || self.pointers.keys().any(|known| known.0 == vmid)
+    }
+
     /// Reads fake RAM.
     pub fn ram(&self, address: u64) -> u64 {
         self.ram.get(&address).copied().unwrap_or(0)

@@ -201,6 +201,16 @@ fn a_switch_of_owner_leaves_nothing_of_the_last() {
 }
 
 #[test]
+fn a_transaction_under_way_brings_nothing_back() {
+    let (mut fake, mut smmu, a, _) = with_owners();
+    smmu.attach(&mut fake, NPU, 2, a).unwrap();
+    fake.dma(NPU, IPA, true).unwrap();
+    fake.adversary = Some((NPU, IPA));
+    smmu.detach(&mut fake, NPU, 2).unwrap();
+    assert!(fake.reached.contains(&PA_A) && !fake.caches(2));
+}
+
+#[test]
 fn every_step_of_a_switch_is_needed() {
     let reaches_a = |skips, device_caches| switch_with(skips, device_caches).0.reached.contains(&PA_A);
     assert!(reaches_a(Skips::CFGI, false), "entry not forgotten");
@@ -363,7 +373,18 @@ fn an_smmu_that_does_not_answer_is_given_up_on() {
     for _ in 0..2 {
         assert_eq!(smmu.detach(&mut fake, NPU, 2), Err(Error::CommandsStuck));
     }
-    // Whatever is asked of it, the queue does not run over (which the fake would notice later).
+    // Whatever is asked of it meanwhile, the queue does not run over.
+    let mut fake = FakeSmmu::new();
+    fake.set_register(IDR3, 0);
+    let mut smmu = Smmu::start(&mut fake, STRUCTURES).unwrap();
+    let root = fake.new_root();
+    smmu.attach(&mut fake, NPU, 2, root).unwrap();
+    fake.breaks.stuck = true;
+    for _ in 0..6 {
+        assert_eq!(smmu.invalidate_pages(&mut fake, 2, IPA, 64), Err(Error::CommandsStuck));
+    }
+    fake.breaks.stuck = false;
+    assert_eq!(smmu.invalidate_vmid(&mut fake, 2), Ok(()));
     let mut fake = FakeSmmu::new();
     fake.breaks.no_ack = true;
     assert_eq!(Smmu::start(&mut fake, STRUCTURES).err(), Some(Error::NotEnabled));
