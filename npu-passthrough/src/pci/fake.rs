@@ -174,6 +174,11 @@ impl FakeConfig {
 
     fn forwards(&self, bridge: Option<usize>, address: u64) -> bool {
         let Some(bridge) = bridge else { return true };
+        self.passes(bridge, address) && self.forwards(self.functions[bridge].parent, address)
+    }
+
+    /// Whether the bridge's windows hold the address.
+    pub fn passes(&self, bridge: usize, address: u64) -> bool {
         let bridge = &self.functions[bridge];
         let range = |register: usize, base: u64, limit: u64| {
             let value = u64::from(bridge.get32(register));
@@ -183,7 +188,6 @@ impl FakeConfig {
         bridge.get32(4) & 2 != 0
             && (range(0x20, 0, 0).contains(&address)
                 || range(0x24, upper(0x28), upper(0x2c)).contains(&address))
-            && self.forwards(bridge.parent, address)
     }
 }
 

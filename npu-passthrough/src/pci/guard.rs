@@ -110,11 +110,8 @@ impl Pci {
     pub fn host_read(&self, config: &impl Config, ecam_offset: u64, width: u8, npu_is_hosts: bool) -> u32 {
         let Some((access, index)) = self.locate(ecam_offset, width, npu_is_hosts) else { return ones(width) };
         let Some(function) = self.functions.get(index) else { return ones(width) };
-        let register = access.register();
-        let rom = if function.is_type1 { ROM_TYPE1 } else { ROM_TYPE0 };
-        let value = match function.bar_index(register) {
+        let value = match function.bar_index(access.register()) {
             Some(index) => function.bar_register(index) >> access.shift(),
-            None if register == rom => 0,
             None => config.read(access.id, access.offset, width),
         };
         value & access.mask()
@@ -139,7 +136,7 @@ impl Pci {
         }
         let Some(function) = self.functions.get_mut(index) else { return Outcome::Ignored };
         let register = access.register();
-        if register == COMMAND && access.offset < COMMAND + 2 {
+        if register == COMMAND {
             let choice = function.host_command();
             let written = (access.mask() << access.shift()) as u16 & choice;
             function.command = function.command & !written | (value << access.shift()) as u16 & written;

@@ -63,8 +63,8 @@ fn everything_gets_a_place_of_its_own() {
         // As left behind by other firmware: all BARs at one place, all decoding, bridges open.
         for function in &mut config.functions {
             function.write(0x04, u32::MAX, 7);
-            for register in [0x10, 0x14, 0x20, 0x24] {
-                function.write(register, u32::MAX, 0x1000_0000);
+            for register in [0x10, 0x14, 0x20, 0x24, 0x30, 0x38] {
+                function.write(register, u32::MAX, 0x1000_0001);
             }
         }
         for port in [3, 5] {
@@ -93,13 +93,23 @@ fn everything_gets_a_place_of_its_own() {
                 for address in [assigned.base, assigned.base + assigned.size - 1] {
                     assert_eq!(config.claims(address), [(index, bar)], "{address:#x}");
                 }
-                let pages = |bar: Bar| bar.base >> 12..=(bar.base + bar.size - 1) >> 12;
-                let mut others = pci.functions().iter().filter(|o| o.id != id).flat_map(|o| o.bars).flatten();
-                assert!(
-                    others.all(|o| pages(o).end() < pages(assigned).start()
-                        || pages(o).start() > pages(assigned).end())
-                );
+                let pages = |bar: Bar| bar.base >> 12..(bar.base + bar.size).div_ceil(4096);
+                let all = pci.functions().iter().flat_map(|other| other.bars).flatten();
+                let shares = |other: &Bar| {
+                    let (other, this) = (pages(*other), pages(assigned));
+                    other.start < this.end && this.start < other.end
+                };
+                assert_eq!(all.filter(shares).count(), 1, "a page of its own");
+                for bridge in [3, 5, 6] {
+                    let is_behind = function.parent == Some(bridge) || bridge == 5 && index >= 6;
+                    assert_eq!(config.passes(bridge, assigned.base), is_behind, "{bridge} {index}");
+                }
             }
+            let mut writes = config.writes.borrow().clone();
+            writes.retain(|write| write.0 == id);
+            assert_eq!(writes[0], (id, 4, 2, 0), "quiet first");
+            let rom = if matches!(index, 3 | 5 | 6) { 0x38 } else { 0x30 };
+            assert_eq!(function.get32(rom), 0, "ROM");
         }
         let bars = |index: usize| {
             let id = config.id(index).unwrap();
@@ -110,6 +120,22 @@ fn everything_gets_a_place_of_its_own() {
         assert_eq!(bars(7).map(|bar| bar.is_some()), [true, false, true, false, false, false], "no I/O");
         assert_eq!(pci.npu().unwrap().id, RoutingId::new(root_bus, 3, 0));
     }
+}
+
+#[test]
+fn a_bridge_with_nothing_behind_it_is_shut() {
+    let mut config = FakeConfig::new([FakeFunction::bridge(8)]);
+    for (register, value) in
+        [(0x04, 6), (0x1c, 0xf000), (0x20, 0xfff0_0000), (0x24, 0xfff0_0000), (0x2c, 0xff)]
+    {
+        config.functions[0].write(register, u32::MAX, value);
+    }
+    assert!(config.passes(0, 0x1234_0000) && config.passes(0, 0xff_0000_0000));
+    enumerate(&mut config).unwrap();
+    for address in [0, 0x1234_0000, 0xfff0_0000, 0xff_0000_0000] {
+        assert!(!config.passes(0, address));
+    }
+    assert_eq!(config.functions[0].get32(0x1c) & 0xffff, 0xf0, "I/O");
 }
 
 #[test]
@@ -306,7 +332,10 @@ fn the_command_register_takes_the_hosts_choices() {
     assert_eq!(command(npu, 4, 2, 0x400), 0x406);
     assert_eq!(command(RoutingId::new(0, 4, 0), 4, 2, 0), 0x006, "bridge");
     pci.host_write(&mut config, offset(npu, 0x3c), 1, 0x55, true);
+    pci.host_write(&mut config, offset(npu, 0x10), 4, u32::MAX, true);
     pci.reset_npu(&mut config);
+    let base = pci.npu().unwrap().bars[0].unwrap().base;
+    assert_eq!(pci.host_read(&config, offset(npu, 0x10), 4, true), base as u32);
     assert_eq!(config.functions[2].get32(4) & 0xffff, 0x006);
     assert_eq!(config.functions[2].get32(0x3c), 0);
 }

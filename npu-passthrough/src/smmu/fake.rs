@@ -254,6 +254,7 @@ impl FakeSmmu {
             && word2 >> 51 & 1 == 1 // VMSAv8-64
             && word2 >> 57 & 1 == 0 // no stalls
             && word1 >> 28 & 3 == 0 // no ATS
+            && (4..8).all(|word| self.ram(entry + 8 * word) == 0)
             && root.is_multiple_of(0x1000)
             && root >> 40 == 0;
         if !format_is_valid {
