@@ -175,9 +175,9 @@ impl Npu {
         if count <= MAX_QUEUES { Ok(count) } else { Err(Error::TooManyQueues) }
     }
 
-    /// Ends the owner's use of the device: resets it, waits until it has stopped, and clears what a reset may leave (section
-    /// 2.4 and 4.1.4.3.1). On `Ok` it reads as after power-on. The DMA of the old owner must still be allowed, or the device
-    /// may take longer to stop; it must not be allowed any more before a new owner comes.
+    /// Ends the owner's use of the device: resets it, waits until it has stopped (section 2.4), and clears what a reset may
+    /// leave: selectors, and features under QEMU. On `Ok` it reads as after power-on. The old owner's DMA should still be
+    /// allowed, so that the device stops without faults; it must have ended before a new owner comes.
     pub fn reset(&self, registers: &mut impl Mmio) -> Result<(), Error> {
         let at = |register: u64| self.layout.common + register;
         registers.write8(at(common::DEVICE_STATUS), 0);
@@ -190,14 +190,6 @@ impl Npu {
             registers.write32(at(common::DRIVER_FEATURE), 0);
         }
         registers.write32(at(common::DEVICE_FEATURE_SELECT), 0);
-        registers.write16(at(common::CONFIG_MSIX_VECTOR), NO_VECTOR);
-        for queue in (0..self.queue_count(registers)?).rev() {
-            registers.write16(at(common::QUEUE_SELECT), queue);
-            registers.write16(at(common::QUEUE_MSIX_VECTOR), NO_VECTOR);
-            for address in common::QUEUE_ADDRESSES.step_by(4) {
-                registers.write32(at(address), 0);
-            }
-        }
         if self.is_pristine(registers)? { Ok(()) } else { Err(Error::NotPristine) }
     }
 

@@ -89,6 +89,15 @@ fn lists_without_an_end_end() {
         outside.registers[0x34] = pointer;
         assert_eq!(find(outside).err(), Some(Error::Missing), "{pointer:#x}");
     }
+    // The last place whose capability is all in the first 256 bytes, and the one after it.
+    for (place, error) in [(0xec, None), (0xf0, Some(Error::Missing))] {
+        let mut last = function(&STRUCTURES);
+        let common = last.registers[0x40..0x54].to_vec();
+        last.registers[place..place + 0x14].copy_from_slice(&common);
+        last.registers[place + 1] = 0x54 | 3; // the lower two bits do not count
+        last.registers[0x34] = place as u8 | 3;
+        assert_eq!(find(last).err(), error, "{place:#x}");
+    }
     let mut none = function(&STRUCTURES);
     none.set32(4, 0);
     assert_eq!(find(none).err(), Some(Error::Missing));
@@ -226,6 +235,8 @@ fn a_reset_leaves_nothing_of_the_last_owner() {
     assert_eq!(npu.is_pristine(&mut fake), Ok(true));
     assert_eq!(fake.driver_features, [0, 0]);
     assert_eq!((fake.bytes[0x00], fake.bytes[0x08], fake.bytes[0x16]), (0, 0, 0), "selectors");
+    fake.isr.set(1);
+    assert_eq!(npu.is_pristine(&mut fake), Ok(false));
     // Each trace is seen.
     for (offset, value) in [(0x00, 1), (0x0c, 1), (0x10, 0), (0x20, 1), (0x34, 1)] {
         let mut fake = FakeNpu::used();

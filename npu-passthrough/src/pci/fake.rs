@@ -16,8 +16,8 @@ pub struct FakeFunction {
     pub registers: Vec<u8>,
     /// Size of each BAR register's region, and bits 3:0; for a 64-bit one the next is 0.
     pub bars: [(u64, u32); BAR_COUNT],
-    /// The uppermost bits of BARs do not answer.
-    pub stuck_bars: bool,
+    /// The uppermost bits of BARs do not answer; a bridge has no 64-bit window.
+    pub broken: bool,
 }
 
 impl FakeFunction {
@@ -28,7 +28,7 @@ impl FakeFunction {
             place,
             registers: std::vec![0; 4096],
             bars: [(0, 0); BAR_COUNT],
-            stuck_bars: false,
+            broken: false,
         };
         function.set32(0, vendor_and_device);
         let mut index = 0;
@@ -75,7 +75,7 @@ impl FakeFunction {
     fn writable(&self, offset: usize) -> (u32, u32) {
         let bar = (offset.wrapping_sub(0x10)) / 4;
         if offset >= 0x10 && bar < self.bar_count() {
-            let stuck = if self.stuck_bars { 0xff00_0000 } else { 0 };
+            let stuck = if self.broken { 0xff00_0000 } else { 0 };
             let (size, flags) = self.bars[bar];
             return match bar.checked_sub(1).map(|lower| self.bars[lower]) {
                 Some((size, flags)) if flags & 5 == 4 => ((!(size - 1) >> 32) as u32 & !stuck, 0),
@@ -90,6 +90,7 @@ impl FakeFunction {
             (0x18, true) => (0x00ff_ffff, 0),
             (0x1c, true) => (0xf0f0, 0),
             (0x20, true) => (0xfff0_fff0, 0),
+            (0x28 | 0x2c, true) if self.broken => (0, 0),
             (0x24, true) => (0xfff0_fff0, 0x0001_0001),
             (0x34, _) => (0, 0),
             (0x3c, _) => (0xff, 0),

@@ -206,8 +206,14 @@ fn what_cannot_be_placed_is_an_error() {
     assert_eq!(fails(vec![endpoint(&[(1 << 31, 0)])]), Some(Error::OutOfSpace));
     assert_eq!(fails(vec![endpoint(&[(1 << 40, 0xc)])]), Some(Error::OutOfSpace));
     let mut broken = endpoint(&[(0x1000, 0)]);
-    broken.stuck_bars = true;
+    broken.broken = true;
     assert_eq!(fails(vec![broken]), Some(Error::Bar));
+    let mut bridge = FakeFunction::bridge(8);
+    let large = || FakeFunction::endpoint(0, NET_ID, &[(1 << 30, 0xc)]).behind(0);
+    assert_eq!(fails(vec![bridge.clone(), large()]), None);
+    bridge.broken = true;
+    bridge.bars[0] = (0, 0);
+    assert_eq!(fails(vec![bridge, large()]), Some(Error::Bridge));
     let mut no_upper_half = endpoint(&[]);
     no_upper_half.bars[5] = (0x1000, 4);
     assert_eq!(fails(vec![no_upper_half]), Some(Error::Bar));
@@ -314,6 +320,16 @@ fn the_host_sizes_bars_without_moving_them() {
 }
 
 #[test]
+fn offsets_count_from_the_first_bus() {
+    let mut config = machine();
+    config.root_bus = 0xfc;
+    let pci = Pci::enumerate(&mut config, 0xfc..=0xff, WINDOWS, |_, _| false).unwrap();
+    assert_eq!(pci.host_read(&config, 1 << 15, 4, false), NET_ID);
+    assert_eq!(pci.host_read(&config, 1 << 20, 4, false), NET_ID);
+    assert_eq!(pci.host_read(&config, 0xfc << 20 | 1 << 15, 4, false), u32::MAX);
+}
+
+#[test]
 fn the_command_register_takes_the_hosts_choices() {
     let mut config = machine();
     let mut pci = enumerate(&mut config).unwrap();
@@ -333,6 +349,7 @@ fn the_command_register_takes_the_hosts_choices() {
     assert_eq!(command(RoutingId::new(0, 4, 0), 4, 2, 0), 0x006, "bridge");
     pci.host_write(&mut config, offset(npu, 0x3c), 1, 0x55, true);
     pci.host_write(&mut config, offset(npu, 0x10), 4, u32::MAX, true);
+    assert_eq!(pci.host_read(&config, offset(npu, 0x3c), 1, true), 0x55);
     pci.reset_npu(&mut config);
     let base = pci.npu().unwrap().bars[0].unwrap().base;
     assert_eq!(pci.host_read(&config, offset(npu, 0x10), 4, true), base as u32);

@@ -75,6 +75,7 @@ fn every_stream_aborts_after_start() {
         }
         let mut smmu = Smmu::start(&mut fake, STRUCTURES).unwrap();
         assert_eq!(smmu.bbm_level(), 2);
+        assert_eq!((fake.read(CR1), fake.read(CR2)), (0xd75, CR2_RECINVSID | CR2_PTM));
         for stream in [0, NPU, 0xff, 0x100, 0x1ff] {
             assert_eq!(fake.dma(stream, IPA, false), Err(Fault::Abort), "{stream:#x}");
         }
