@@ -1,8 +1,8 @@
 //! The NPU's registers, as far as the hypervisor touches them: it finds them, and makes the NPU forget its last owner.
 //!
-//! The NPU is a virtio-pci function (Virtual I/O Device 1.2, section 4.1). Its jobs are of no concern here. What it says
-//! about itself is not trusted: capability lists are followed for a bounded number of steps and nothing outside its BAR is
-//! ever touched.
+//! The NPU is a virtio-pci function (Virtual I/O Device 1.2, section 4.1). Its jobs are of no concern here. What it
+//! says about itself is not trusted: capability lists are followed for a bounded number of steps and nothing outside
+//! its BAR is ever touched.
 
 #[cfg(test)]
 mod tests;
@@ -175,9 +175,9 @@ impl Npu {
         if count <= MAX_QUEUES { Ok(count) } else { Err(Error::TooManyQueues) }
     }
 
-    /// Ends the owner's use of the device: resets it, waits until it has stopped (section 2.4), and clears what a reset may
-    /// leave: selectors, and features under QEMU. On `Ok` it reads as after power-on. The old owner's DMA should still be
-    /// allowed, so that the device stops without faults; it must have ended before a new owner comes.
+    /// Ends the owner's use of the device: resets it, waits until it has stopped (section 2.4), and clears what a reset
+    /// may leave: selectors, and features under QEMU. On `Ok` it reads as after power-on. The old owner's DMA should
+    /// still be allowed, so that the device stops without faults; it must have ended before a new owner comes.
     pub fn reset(&self, registers: &mut impl Mmio) -> Result<(), Error> {
         let at = |register: u64| self.layout.common + register;
         registers.write8(at(common::DEVICE_STATUS), 0);

@@ -2,17 +2,17 @@
 //! hypervisor is its firmware, and then its guard.
 //!
 //! A function's StreamID is its routing ID, which bridges make from bus numbers that software writes, and where its
-//! registers appear is what its BARs say. So both are assigned once, by [`Pci::enumerate`] at boot, and never move again:
-//! the host sees configuration space through [`Pci::host_read`] and [`Pci::host_write`] (and is told not to assign
-//! anything itself: `linux,pci-probe-only`).
+//! registers appear is what its BARs say. So both are assigned once, by [`Pci::enumerate`] at boot, and never move
+//! again: the host sees configuration space through [`Pci::host_read`] and [`Pci::host_write`] (and is told not to
+//! assign anything itself: `linux,pci-probe-only`).
 //!
 //! Invariants:
 //! - No two functions share a bus number with a device number, an address, or a 4 KiB page.
 //! - The NPU shares neither its device nor a bridge with a function of the host's.
 //! - The host's writes reach a function only where a list here says so: bus master and INTx disable in the command
 //!   register, the interrupt line. All capabilities are read-only for it, MSI, MSI-X, ATS, SR-IOV, power management and
-//!   function-level reset among them: interrupts are INTx, no stream's tables hold a doorbell, and a reset would undo the
-//!   BARs.
+//!   function-level reset among them: interrupts are INTx, no stream's tables hold a doorbell, and a reset would undo
+//!   the BARs.
 //! - I/O space and expansion ROMs are off, and absent in the host's eyes.
 
 mod enumerate;

@@ -10,9 +10,9 @@
 //! invalidation means that the SMMU may still use what it should have forgotten: no page may change hands on it.
 //!
 //! The format of stage-2 tables is the CPU's (VTCR_EL2): 4 KiB granule, from level 1 on, 40-bit output addresses,
-//! write-back inner-shareable walks. Of the CPU's two concatenated level-1 tables streams walk the first: input addresses
-//! have 39 bits, and those beyond fault. (QEMU 10 takes an address beyond into the first table too, but caches it under its
-//! full value: unmapping the page and invalidating its address would leave the other in the TLB.)
+//! write-back inner-shareable walks. Of the CPU's two concatenated level-1 tables streams walk the first: input
+//! addresses have 39 bits, and those beyond fault. (QEMU 10 takes an address beyond into the first table too, but
+//! caches it under its full value: unmapping the page and invalidating its address would leave the other in the TLB.)
 
 mod events;
 #[cfg(any(test, feature = "fake"))]
@@ -124,8 +124,8 @@ fn settle(done: impl Fn() -> bool) -> bool {
     (0..PATIENCE).any(|_| done())
 }
 
-/// Makes the SMMU abort every transaction of every stream (section 6.3.15): translation off, GBPA.ABORT set. Aborting is
-/// arranged before translation is turned off, so that there is no moment of bypass.
+/// Makes the SMMU abort every transaction of every stream (section 6.3.15): translation off, GBPA.ABORT set. Aborting
+/// is arranged before translation is turned off, so that there is no moment of bypass.
 pub fn abort_all(registers: &mut impl Registers) -> Result<(), Error> {
     if !settle(|| registers.read(GBPA) & GBPA_UPDATE == 0) {
         return Err(Error::UpdateStuck);

@@ -105,8 +105,8 @@ impl Pci {
         (is_aligned && is_visible).then_some((access, index))
     }
 
-    /// What the host reads at `ecam_offset` from the first bus on, in `width` bytes. `npu_is_hosts`: the host owns the NPU,
-    /// and its device driver may look. All ones where there is nothing for the host.
+    /// What the host reads at `ecam_offset` from the first bus on, in `width` bytes. `npu_is_hosts`: the host owns the
+    /// NPU, and its device driver may look. All ones where there is nothing for the host.
     pub fn host_read(&self, config: &impl Config, ecam_offset: u64, width: u8, npu_is_hosts: bool) -> u32 {
         let Some((access, index)) = self.locate(ecam_offset, width, npu_is_hosts) else { return ones(width) };
         let Some(function) = self.functions.get(index) else { return ones(width) };

@@ -118,7 +118,11 @@ fn everything_gets_a_place_of_its_own() {
         assert!(bars(8)[0].unwrap().base >= WINDOWS.mem64.base, "large");
         assert!(bars(8)[2].unwrap().base < 1 << 32, "not prefetchable");
         assert_eq!(bars(7).map(|bar| bar.is_some()), [true, false, true, false, false, false], "no I/O");
-        assert_eq!(pci.npu().unwrap().id, RoutingId::new(root_bus, 3, 0));
+        let npu = pci.npu().unwrap();
+        assert_eq!(npu.id, RoutingId::new(root_bus, 3, 0));
+        let gib = npu.bars[1].unwrap().base >> 30;
+        let mut bars = pci.functions().iter().flat_map(|function| function.bars).flatten();
+        assert!(gib >= 512 && bars.all(|bar| bar == npu.bars[1].unwrap() || bar.base >> 30 != gib));
     }
 }
 
@@ -323,7 +327,8 @@ fn the_host_sizes_bars_without_moving_them() {
 fn offsets_count_from_the_first_bus() {
     let mut config = machine();
     config.root_bus = 0xfc;
-    let pci = Pci::enumerate(&mut config, 0xfc..=0xff, WINDOWS, |_, _| false).unwrap();
+    let mut pci = Pci::EMPTY;
+    pci.enumerate(&mut config, 0xfc..=0xff, WINDOWS, |_, _| false).unwrap();
     assert_eq!(pci.host_read(&config, 1 << 15, 4, false), NET_ID);
     assert_eq!(pci.host_read(&config, 1 << 20, 4, false), NET_ID);
     assert_eq!(pci.host_read(&config, 0xfc << 20 | 1 << 15, 4, false), u32::MAX);
@@ -350,6 +355,17 @@ fn the_command_register_takes_the_hosts_choices() {
     pci.host_write(&mut config, offset(npu, 0x3c), 1, 0x55, true);
     pci.host_write(&mut config, offset(npu, 0x10), 4, u32::MAX, true);
     assert_eq!(pci.host_read(&config, offset(npu, 0x3c), 1, true), 0x55);
+    for (choice, enabled, command) in
+        [(0, true, 6), (0, false, 0x406), (0x400, true, 0x406), (0x400, false, 0x406)]
+    {
+        pci.host_write(&mut config, offset(npu, 4), 2, choice, true);
+        pci.set_npu_interrupt(&mut config, enabled);
+        assert_eq!(
+            config.functions[2].get32(4) & 0xffff,
+            command,
+            "the host's choice {choice:#x}, {enabled}"
+        );
+    }
     pci.reset_npu(&mut config);
     let base = pci.npu().unwrap().bars[0].unwrap().base;
     assert_eq!(pci.host_read(&config, offset(npu, 0x10), 4, true), base as u32);

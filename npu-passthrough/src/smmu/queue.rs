@@ -47,8 +47,8 @@ impl CommandQueue {
         self.drain(io)
     }
 
-    /// Waits until the queue is empty. A command that the SMMU refuses is replaced by CMD_SYNC (section 7.1), so that the
-    /// queue goes on for later callers; this one gets an error.
+    /// Waits until the queue is empty. A command that the SMMU refuses is replaced by CMD_SYNC (section 7.1), so that
+    /// the queue goes on for later callers; this one gets an error.
     pub fn drain(&mut self, io: &mut impl Io) -> Result<(), Error> {
         io.write(CMDQ_PROD, self.prod);
         let mut result = Ok(());

@@ -144,8 +144,9 @@ pub const STE_ABORT: u64 = 1;
 pub const STE_STAGE2: u64 = 1 | 0b110 << 1;
 /// Word 1: SHCFG = incoming; EATS = 0, so ATS requests are refused; S2FWB = 0.
 pub const STE_WORD1: u64 = 1 << 44;
-/// Upper half of word 2: S2T0SZ = 25 (39 bits), S2SL0 = 1 (from level 1 on), walks write-back and inner shareable, 4 KiB granule, S2PS =
-/// 40 bits, S2AA64, S2AFFD (the Access flag is set by software), S2R (faults are recorded), S2S = 0 (and abort).
+/// Upper half of word 2: S2T0SZ = 25 (39 bits), S2SL0 = 1 (from level 1 on), walks write-back and inner shareable, 4
+/// KiB granule, S2PS = 40 bits, S2AA64, S2AFFD (the Access flag is set by software), S2R (faults are recorded), S2S = 0
+/// (and abort).
 pub const STE_STAGE2_FORMAT: u64 =
     (25 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | (OUTPUT_SIZE_40 as u64) << 16 | 1 << 19 | 1 << 21 | 1 << 26)
         << 32;

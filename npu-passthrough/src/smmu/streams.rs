@@ -242,8 +242,8 @@ impl Smmu {
         self.forget_vmid(io, vmid)
     }
 
-    /// Ends a stream's use of the tables of `vmid`: on `Ok` its DMA is aborted and nothing of the VMID is cached. The device
-    /// may still think that it owns translations only if it has ATS, which is off.
+    /// Ends a stream's use of the tables of `vmid`: on `Ok` its DMA is aborted and nothing of the VMID is cached. The
+    /// device may still think that it owns translations only if it has ATS, which is off.
     pub fn detach(&mut self, io: &mut impl Io, stream: u32, vmid: u16) -> Result<(), Error> {
         let entry = self.entry(stream)?;
         let is_this = |attached: &Stream| attached.id == stream && attached.vmid == vmid;
@@ -258,8 +258,8 @@ impl Smmu {
         Ok(())
     }
 
-    /// Forgets translations of `page_count` pages from `ipa` on, walk caches included. Does nothing if no stream uses the
-    /// VMID.
+    /// Forgets translations of `page_count` pages from `ipa` on, walk caches included. Does nothing if no stream uses
+    /// the VMID.
     pub fn invalidate_pages(
         &mut self,
         io: &mut impl Io,
