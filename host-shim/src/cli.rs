@@ -35,6 +35,13 @@ pub enum Command {
         #[arg(long)]
         quick: bool,
     },
+    /// Measures what changes of the NPU's owner cost, for partitions of several sizes, and what entering a partition or the
+    /// hypervisor costs; prints one event line
+    SwitchBench {
+        /// Fewer sizes and rounds
+        #[arg(long)]
+        quick: bool,
+    },
     /// Lists partitions
     Ps,
     /// Shows what a partition logged

@@ -22,10 +22,12 @@ pub mod load;
 pub mod machine;
 pub mod measure;
 pub mod model;
+pub mod npu;
 pub mod output;
 pub mod report;
 pub mod request;
 pub mod session;
+pub mod switch_bench;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod template;

@@ -90,6 +90,16 @@ pub enum Command<'a> {
     },
     /// FLEXSERVE_DESTROY.
     Destroy,
+    /// FLEXSERVE_NPU.
+    Npu {
+        /// 0: state, 1: acquire, 2: release.
+        operation: u64,
+    },
+    /// FLEXSERVE_NPU_MEMORY.
+    NpuMemory {
+        /// Its size.
+        bytes: u64,
+    },
     /// FLEXSERVE_LOG.
     Log {
         /// The partition's.
@@ -116,13 +126,17 @@ impl Command<'_> {
             Command::Recall { .. } => ("RECALL", 8),
             Command::Destroy => ("DESTROY", 9),
             Command::Log { .. } => ("LOG", 16),
+            Command::Npu { .. } => ("NPU", 17),
+            Command::NpuMemory { .. } => ("NPU_MEMORY", 18),
         }
     }
 
     fn input(&mut self) -> [u64; 4] {
         match self {
             Command::Info | Command::Start | Command::Stop | Command::Destroy => [0; 4],
-            Command::Measure { steps } => [*steps, 0, 0, 0],
+            Command::Measure { steps: word }
+            | Command::Npu { operation: word }
+            | Command::NpuMemory { bytes: word } => [*word, 0, 0, 0],
             Command::Stats { id, buffer } => {
                 [u64::from(*id), buffer.as_mut_ptr() as u64, buffer.len() as u64, 0]
             }
@@ -218,6 +232,52 @@ impl Deref for SessionMap {
     }
 }
 
+/// What registers hold: nothing but numbers of up to 32 bits.
+pub trait Register: sealed::Number {}
+impl<T: sealed::Number> Register for T {}
+
+mod sealed {
+    pub trait Number: Copy {}
+    impl Number for u8 {}
+    impl Number for u16 {}
+    impl Number for u32 {}
+}
+
+/// Registers of the NPU, mapped. While a partition owns it, loads are all ones and stores do nothing.
+pub struct Registers(Mapping);
+
+impl Registers {
+    /// Maps them from the module's device.
+    ///
+    /// # Errors
+    /// The module's.
+    pub fn new(device: BorrowedFd<'_>, size: usize) -> Result<Self, CallError> {
+        let map = Mapping::new(device, 0, size, true);
+        map.map(Registers).map_err(|errno| CallError { call: "mmap", errno, status: 0, detail: 0 })
+    }
+
+    /// A pointer to the register of type `T` at `offset`; none outside the window or if it is misaligned.
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        let inside = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.0.size);
+        let aligned = offset.is_multiple_of(size_of::<T>());
+        (inside && aligned).then(|| self.0.start.as_ptr().cast::<u8>().wrapping_add(offset).cast())
+    }
+
+    /// Loads a register; `none` outside the window.
+    pub fn load<T: Register>(&self, offset: usize, none: T) -> T {
+        // SAFETY: inside the mapping, which lives as long as `self`, and aligned; every value of a register is a `T`.
+        self.at::<T>(offset).map_or(none, |register| unsafe { register.read_volatile() })
+    }
+
+    /// Stores to a register; does nothing outside the window.
+    pub fn store<T: Register>(&self, offset: usize, value: T) {
+        if let Some(register) = self.at::<T>(offset) {
+            // SAFETY: as above.
+            unsafe { register.write_volatile(value) };
+        }
+    }
+}
+
 /// A file's bytes, mapped read-only. If the file shrinks meanwhile, a touch beyond its end is a bus error.
 pub struct FileMap(Option<Mapping>);
 
@@ -241,6 +301,60 @@ impl FileMap {
             Some(map) => unsafe { core::slice::from_raw_parts(map.start.as_ptr().cast(), map.size) },
         }
     }
+}
+
+/// A partition's program that acquires the NPU, releases it and waits for a message, over and over; empty on other
+/// architectures, where only tests run. FF-A numbers as in [`hyp_abi::ffa`], operations as in [`hyp_abi::service::op`].
+pub fn npu_switcher() -> &'static [u8] {
+    #[cfg(target_arch = "aarch64")]
+    {
+        core::arch::global_asm!(
+            ".pushsection .rodata",
+            ".balign 4",
+            "npu_switcher:",
+            "mov w0, #{ID_GET} & 0xffff",
+            "movk w0, #{ID_GET} >> 16, lsl #16",
+            "smc #0",
+            "lsl x19, x2, #16",
+            "mov x1, #{SERVICE}",
+            "orr x19, x19, x1",
+            "1: mov w20, #{ACQUIRE}",
+            "bl 2f",
+            "mov w20, #{RELEASE}",
+            "bl 2f",
+            "mov w0, #{WAIT} & 0xffff",
+            "movk w0, #{WAIT} >> 16, lsl #16",
+            "mov x1, #0",
+            "mov x2, #0",
+            "smc #0",
+            "b 1b",
+            "2: mov w0, #{REQUEST} & 0xffff",
+            "movk w0, #{REQUEST} >> 16, lsl #16",
+            "mov x1, x19",
+            "mov x2, #0",
+            "mov w3, w20",
+            "smc #0",
+            "ret",
+            "npu_switcher_end:",
+            ".popsection",
+            ID_GET = const hyp_abi::ffa::ID_GET,
+            WAIT = const hyp_abi::ffa::MSG_WAIT,
+            REQUEST = const hyp_abi::ffa::MSG_SEND_DIRECT_REQ_64,
+            SERVICE = const hyp_abi::ffa::SERVICE_ID,
+            ACQUIRE = const hyp_abi::service::op::NPU_ACQUIRE,
+            RELEASE = const hyp_abi::service::op::NPU_RELEASE,
+        );
+        unsafe extern "C" {
+            static npu_switcher: u8;
+            static npu_switcher_end: u8;
+        }
+        let start = &raw const npu_switcher;
+        let size = &raw const npu_switcher_end as usize - start as usize;
+        // SAFETY: both symbols are in the section above, with the code between them, which nobody writes.
+        unsafe { core::slice::from_raw_parts(start, size) }
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    &[]
 }
 
 /// The system counter (CNTVCT_EL0); 0 on other architectures, where only tests run.
@@ -301,6 +415,8 @@ mod tests {
             Command::Recall { ipa: 0, pages: 0 },
             Command::Destroy,
             Command::Log { id: 1, position: 0, buffer: &mut log },
+            Command::Npu { operation: 0 },
+            Command::NpuMemory { bytes: 1 },
         ];
         for command in commands {
             let (name, number) = command.id();

@@ -17,6 +17,7 @@ use flexserve::load::Load;
 use flexserve::machine::Machine;
 use flexserve::output::{Mode, Output};
 use flexserve::report::{Report, hex};
+use flexserve::switch_bench;
 use flexserve::template::{HostTemplate, WARNING, render_limited};
 use flexserve::virtio::block::scratch;
 use flexserve::vmm::{Live, Options, run, with_partition};
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => return answer(&args),
         Command::FlexmemBench { quick } => flexmem_bench(quick),
+        Command::SwitchBench { quick } => switch_bench(quick),
         Command::Ps => ps(),
         Command::RenderTemplate => render_limited(),
         Command::Logs { id } => logs(id),
@@ -196,6 +198,21 @@ fn flexmem_bench(quick: bool) -> Result<()> {
         rows.extend(bench::flexmem(&Device::open(Path::new(DEVICE_PATH))?, counts, resident, rounds)?);
     }
     let object = json!({"event": "result", "ticks_per_second": ticks_per_second, "flexmem": rows});
+    println!("{}{object}", char::from(flexserve::events::RECORD_SEPARATOR));
+    Ok(())
+}
+
+fn switch_bench(quick: bool) -> Result<()> {
+    let (sizes, rounds): (&[u64], usize) = if quick { (&[16, 256], 5) } else { (&[16, 64, 256, 1024], 25) };
+    let ticks_per_second = Device::open(Path::new(DEVICE_PATH))?.info()?.ticks_per_second;
+    let mut rows = Vec::new();
+    for &mebibytes in sizes {
+        // One partition, and so one open file, for each.
+        rows.push(switch_bench::npu(&Device::open(Path::new(DEVICE_PATH))?, mebibytes, rounds)?);
+    }
+    let world = switch_bench::world(&Device::open(Path::new(DEVICE_PATH))?, 40 * rounds)?;
+    let object =
+        json!({"event": "result", "ticks_per_second": ticks_per_second, "npu": rows, "world": world});
     println!("{}{object}", char::from(flexserve::events::RECORD_SEPARATOR));
     Ok(())
 }

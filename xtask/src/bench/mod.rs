@@ -5,6 +5,7 @@ mod boot;
 mod engine;
 mod flexmem;
 mod report;
+mod switches;
 
 use std::path::Path;
 
@@ -42,7 +43,7 @@ struct Finished {
 
 /// Runs the benchmarks that are named, or all.
 pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
-    const NAMES: [&str; 3] = ["flexmem", "boot", "engine"];
+    const NAMES: [&str; 5] = ["flexmem", "boot", "engine", "npu-switch", "world-switch"];
     if let Some(unknown) = args.names.iter().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(Failure::usage(
             format!("there is no benchmark {unknown:?}"),
@@ -56,7 +57,8 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
         let print = |line: &str| if args.json { eprintln!("{line}") } else { println!("{line}") };
         report.insert("engine".into(), engine::run(paths, &setup, args.quick, &print)?);
     }
-    if chosen("flexmem") || chosen("boot") {
+    let switches = chosen("npu-switch") || chosen("world-switch");
+    if chosen("flexmem") || chosen("boot") || switches {
         let products = build::all(paths, &setup, Variant::Shipped)?;
         let bench = Bench { paths, setup, products, quick: args.quick };
         if chosen("flexmem") {
@@ -64,6 +66,9 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
         }
         if chosen("boot") {
             report.insert("boot".into(), boot::run(&bench)?);
+        }
+        if switches {
+            report.extend(switches::run(&bench)?);
         }
     }
     let dir = paths.target("bench");
