@@ -20,11 +20,11 @@ use crate::platform::{Pcie, Platform, Range};
 use crate::world::{self, skips};
 
 /// Structures of the SMMU's.
-static STREAM_TABLE: Pages<4096> = Pages::ZERO;
-static QUEUES: Pages<{ 2 * 4096 }> = Pages::ZERO;
+static STREAM_TABLE: Pages<4096> = Pages::zeroed();
+static QUEUES: Pages<{ 2 * 4096 }> = Pages::zeroed();
 #[repr(align(16384))]
 struct BusTables(Pages<{ smmu::MAX_BUSES * 16384 }>);
-static BUS_TABLES: BusTables = BusTables(Pages::ZERO);
+static BUS_TABLES: BusTables = BusTables(Pages::zeroed());
 
 /// Made at compile time: it is too large to pass over a boot stack.
 static DEVICES: TicketMutex<Devices> = TicketMutex::new(Devices {

@@ -32,16 +32,18 @@ static EMERGENCY_STACKS: Pages<{ 4096 * MAX_CPUS }> =
     Pages(core::cell::UnsafeCell::new([0; 4096 * MAX_CPUS]));
 /// Table pages of our own, for the host's stage 2 at boot and for the first split.
 const TABLES: usize = 128;
-static TABLE_PAGES: Pages<{ 4096 * TABLES }> = Pages::ZERO;
+static TABLE_PAGES: Pages<{ 4096 * TABLES }> = Pages::zeroed();
 
 /// Tables of the window of the NPU's registers.
-static WINDOW_TABLES: Pages<8192> = Pages::ZERO;
+static WINDOW_TABLES: Pages<8192> = Pages::zeroed();
 
 #[repr(C, align(4096))]
 struct Pages<const N: usize>(core::cell::UnsafeCell<[u8; N]>);
 
 impl<const N: usize> Pages<N> {
-    const ZERO: Self = Self(core::cell::UnsafeCell::new([0; N]));
+    const fn zeroed() -> Self {
+        Self(core::cell::UnsafeCell::new([0; N]))
+    }
 
     fn address(&self) -> u64 {
         self.0.get() as u64
