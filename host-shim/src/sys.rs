@@ -303,47 +303,50 @@ impl FileMap {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".pushsection .rodata",
+    ".balign 4",
+    ".global npu_switcher, npu_switcher_end",
+    "npu_switcher:",
+    "mov w0, #{ID_GET} & 0xffff",
+    "movk w0, #{ID_GET} >> 16, lsl #16",
+    "smc #0",
+    "lsl x19, x2, #16",
+    "mov x1, #{SERVICE}",
+    "orr x19, x19, x1",
+    "1: mov w20, #{ACQUIRE}",
+    "bl 2f",
+    "mov w20, #{RELEASE}",
+    "bl 2f",
+    "mov w0, #{WAIT} & 0xffff",
+    "movk w0, #{WAIT} >> 16, lsl #16",
+    "mov x1, #0",
+    "mov x2, #0",
+    "smc #0",
+    "b 1b",
+    "2: mov w0, #{REQUEST} & 0xffff",
+    "movk w0, #{REQUEST} >> 16, lsl #16",
+    "mov x1, x19",
+    "mov x2, #0",
+    "mov w3, w20",
+    "smc #0",
+    "ret",
+    "npu_switcher_end:",
+    ".popsection",
+    ID_GET = const hyp_abi::ffa::ID_GET,
+    WAIT = const hyp_abi::ffa::MSG_WAIT,
+    REQUEST = const hyp_abi::ffa::MSG_SEND_DIRECT_REQ_64,
+    SERVICE = const hyp_abi::ffa::SERVICE_ID,
+    ACQUIRE = const hyp_abi::service::op::NPU_ACQUIRE,
+    RELEASE = const hyp_abi::service::op::NPU_RELEASE,
+);
+
 /// A partition's program that acquires the NPU, releases it and waits for a message, over and over; empty on other
 /// architectures, where only tests run. FF-A numbers as in [`hyp_abi::ffa`], operations as in [`hyp_abi::service::op`].
 pub fn npu_switcher() -> &'static [u8] {
     #[cfg(target_arch = "aarch64")]
     {
-        core::arch::global_asm!(
-            ".pushsection .rodata",
-            ".balign 4",
-            "npu_switcher:",
-            "mov w0, #{ID_GET} & 0xffff",
-            "movk w0, #{ID_GET} >> 16, lsl #16",
-            "smc #0",
-            "lsl x19, x2, #16",
-            "mov x1, #{SERVICE}",
-            "orr x19, x19, x1",
-            "1: mov w20, #{ACQUIRE}",
-            "bl 2f",
-            "mov w20, #{RELEASE}",
-            "bl 2f",
-            "mov w0, #{WAIT} & 0xffff",
-            "movk w0, #{WAIT} >> 16, lsl #16",
-            "mov x1, #0",
-            "mov x2, #0",
-            "smc #0",
-            "b 1b",
-            "2: mov w0, #{REQUEST} & 0xffff",
-            "movk w0, #{REQUEST} >> 16, lsl #16",
-            "mov x1, x19",
-            "mov x2, #0",
-            "mov w3, w20",
-            "smc #0",
-            "ret",
-            "npu_switcher_end:",
-            ".popsection",
-            ID_GET = const hyp_abi::ffa::ID_GET,
-            WAIT = const hyp_abi::ffa::MSG_WAIT,
-            REQUEST = const hyp_abi::ffa::MSG_SEND_DIRECT_REQ_64,
-            SERVICE = const hyp_abi::ffa::SERVICE_ID,
-            ACQUIRE = const hyp_abi::service::op::NPU_ACQUIRE,
-            RELEASE = const hyp_abi::service::op::NPU_RELEASE,
-        );
         unsafe extern "C" {
             static npu_switcher: u8;
             static npu_switcher_end: u8;

@@ -287,7 +287,8 @@ impl Hypervisor {
         self.counters.host_exits += 1;
     }
 
-    /// Decides about a stage-2 abort of the host at `ipa`. Counts one exit of the host, and the blocked access.
+    /// Decides about a stage-2 abort of the host at `ipa`. Counts one exit of the host, and an
+    /// access that is blocked.
     pub fn host_abort(&mut self, platform: &impl Platform, ipa: u64, fetch: bool) -> HostAbort {
         self.counters.host_exits += 1;
         let retry = match self.memory.host_state(platform, Pa(ipa)) {
@@ -303,9 +304,11 @@ impl Hypervisor {
         if retry {
             return HostAbort::Retry;
         }
+        if !fetch && self.memory.window().is_some_and(|window| window.holds(Party::Host, ipa)) {
+            return HostAbort::NoDevice;
+        }
         self.counters.blocked_accesses += 1;
-        let is_npu = self.memory.window().is_some_and(|window| window.holds(Party::Host, ipa));
-        if is_npu && !fetch { HostAbort::NoDevice } else { HostAbort::Inject }
+        HostAbort::Inject
     }
 
     /// Boot: there is an NPU. Its window is made, its stream aborts; it becomes the host's.

@@ -280,6 +280,7 @@ fn registers_of_an_npu_that_is_anothers_are_no_device() {
     ] {
         assert_eq!(world.hyp.host_abort(&world.platform, ipa, fetch), expected, "{ipa:x}");
     }
+    assert_eq!(world.system_stats().blocked_accesses, 3, "to find no device is no offence");
     for (ipa, fetch) in [(INSIDE, true), (INSIDE + 0x4000, false), (INSIDE - 1, false)] {
         let (next, _, host) = world.exit(id, 0, abort(ipa, fetch), &[]);
         assert_eq!((next, host[4], host[5]), (Next::Host, run_exit::CRASHED, crash::ABORT), "{ipa:x}");
