@@ -2,8 +2,9 @@
 //!
 //! A queue's thread holds its core and is `busy` while it serves chains; everything else about a queue is in its
 //! [`State`], under its lock. Whoever changes that first stops the thread ([`Device::change`]): the thread ends its job at
-//! the next tile, or its wait for a grant. Lock order: a queue's state, then its core; the other locks are leaves.
+//! the next tile, or its wait for a grant. Lock order: a queue's core, then its state; the other locks are leaves.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ use crate::dma::{Access, Dma, Fault};
 use crate::grants::Grants;
 use crate::iotlb::{Iotlb, Memory};
 use crate::jobs::{Context, Core};
-use crate::list::{List, write_answer};
+use crate::list::serve_chain;
 use crate::queue::{Problem, Ring};
 use crate::throttle::Throttle;
 
@@ -235,10 +236,11 @@ impl Device {
             && self.queues.iter().all(|slot| lock(&slot.core).is_scrubbed())
     }
 
-    /// Ends the threads.
+    /// Ends the threads, and lets go of the front end.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.reset();
+        self.grants.close();
     }
 
     /// Serves a queue until [`Device::end`].
@@ -306,8 +308,8 @@ impl Device {
         let is_high = queue == usize::from(QUEUE_HIGH);
         let mut core = lock(&slot.core);
         loop {
-            let mut port = Port { device: self, slot, is_high, list_id: None };
-            let outcome = serve_chain(&ring, served, &mut port, &mut core);
+            let port = Port { device: self, slot, is_high, list_id: Cell::new(None) };
+            let outcome = serve_chain(&ring, served, &mut core, &port);
             if is_high {
                 self.high_is_busy.store(false, Ordering::SeqCst);
             }
@@ -328,35 +330,12 @@ impl Device {
     }
 }
 
-/// Serves one chain, if one is available; returns whether the driver wants to be told.
-fn serve_chain(
-    ring: &Ring,
-    served: u16,
-    port: &mut Port<'_>,
-    core: &mut Core,
-) -> Result<Option<bool>, Problem> {
-    let Some(chain) = ring.next(port, served)? else { return Ok(None) };
-    let list = List::read(port, &chain)?;
-    port.list_id = Some(list.id);
-    if port.is_high {
-        port.device.high_is_busy.store(true, Ordering::SeqCst);
-    }
-    let began = Instant::now();
-    let answer = list.run(core, port)?;
-    let length = write_answer(port, &chain, &answer)?;
-    lock(&port.device.cancelled).retain(|id| *id != list.id);
-    port.device.tell(|| {
-        format!("list {} of {} jobs: {:?}, {:?}", list.id, list.jobs.len(), list.status, began.elapsed())
-    });
-    Ok(Some(ring.give_back(port, served, chain.head, length)?))
-}
-
 /// A queue's view of memory and of the other queue.
 struct Port<'d> {
     device: &'d Device,
     slot: &'d Queue,
     is_high: bool,
-    list_id: Option<u32>,
+    list_id: Cell<Option<u32>>,
 }
 
 impl Port<'_> {
@@ -413,7 +392,7 @@ impl Context for Port<'_> {
             if self.is_stopping() {
                 return Err(Fault::Stopped);
             }
-            if self.list_id.is_some_and(|id| lock(&self.device.cancelled).contains(&id)) {
+            if self.list_id.get().is_some_and(|id| lock(&self.device.cancelled).contains(&id)) {
                 return Err(Fault::Cancelled);
             }
             if self.is_high || !self.device.high_is_busy.load(Ordering::SeqCst) {
@@ -445,5 +424,17 @@ impl Context for Port<'_> {
             cancelled.pop_front();
         }
         cancelled.push_back(list_id);
+    }
+
+    fn begin(&self, list_id: u32) {
+        self.list_id.set(Some(list_id));
+        if self.is_high {
+            self.device.high_is_busy.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn end(&self, list_id: u32) {
+        lock(&self.device.cancelled).retain(|id| *id != list_id);
+        self.device.tell(|| format!("list {list_id} ended"));
     }
 }

@@ -18,11 +18,12 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-use crate::device::{lock, quiet, ring};
+use crate::Options;
+use crate::device::{Device, lock, quiet, ring};
 use crate::dma::Access;
 use crate::protocol::{self, HEADER, MISS, NEED_REPLY, request};
 use crate::queue::Ring;
-use crate::{Options, serve};
+use crate::server::connect;
 
 /// Where the device is told that memory lies.
 const ADDRESS: u64 = 0x7f00_0000_0000;
@@ -50,7 +51,9 @@ pub struct FrontEnd {
     pub iommu: Arc<Mutex<Iommu>>,
     kicks: [OwnedFd; QUEUES],
     calls: [OwnedFd; QUEUES],
-    device: Option<JoinHandle<std::io::Result<()>>>,
+    /// The device, to look into.
+    pub device: Arc<Device>,
+    server: Option<JoinHandle<std::io::Result<()>>>,
     questions: Option<JoinHandle<()>>,
 }
 
@@ -99,7 +102,11 @@ impl FrontEnd {
     pub fn new(bytes: usize, options: Options) -> std::io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let (questions, asked) = UnixStream::pair()?;
-        let device = std::thread::spawn(move || serve(theirs, &options));
+        let device = Arc::new(Device::new(options)?);
+        let thread = {
+            let device = device.clone();
+            std::thread::spawn(move || connect(theirs, &device))
+        };
         let memfd = memfd_create("memory", MemfdFlags::CLOEXEC)?;
         ftruncate(&memfd, bytes as u64)?;
         let file = FileOffset::new(memfd.try_clone()?.into(), 0);
@@ -107,7 +114,7 @@ impl FrontEnd {
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let socket = Arc::new(Mutex::new(ours));
         let iommu = Arc::new(Mutex::new(Iommu::default()));
-        let thread = {
+        let answers = {
             let (socket, iommu) = (socket.clone(), iommu.clone());
             std::thread::spawn(move || answer_questions(questions, &socket, &iommu))
         };
@@ -117,8 +124,9 @@ impl FrontEnd {
             iommu,
             kicks: [event()?, event()?],
             calls: [event()?, event()?],
-            device: Some(device),
-            questions: Some(thread),
+            device,
+            server: Some(thread),
+            questions: Some(answers),
         };
         let features = protocol::F_VERSION_1 | protocol::F_ACCESS_PLATFORM | protocol::F_PROTOCOL_FEATURES;
         front_end.request(request::SET_PROTOCOL_FEATURES, &words(&[protocol::PROTOCOL_FEATURES]), &[])?;
@@ -154,7 +162,15 @@ impl FrontEnd {
     /// The device is gone.
     pub fn unmap(&self, iova: u64, pages: u64) -> std::io::Result<()> {
         lock(&self.iommu).pages.retain(|at, _| *at < iova || *at >= iova + pages * PAGE);
-        self.request(request::IOTLB_MSG, &iotlb([iova, pages * PAGE, 0], 0, 3), &[]).map(|_| ())
+        self.invalidate(iova, pages * PAGE)
+    }
+
+    /// Takes back what the device was granted; sizes are as in messages, so that (0, 0) is everything.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn invalidate(&self, iova: u64, size: u64) -> std::io::Result<()> {
+        self.request(request::IOTLB_MSG, &iotlb([iova, size, 0], 0, 3), &[]).map(|_| ())
     }
 
     /// Unmaps everything; the device is told as QEMU tells of `TLBI_S12_VMALL`.
@@ -163,7 +179,7 @@ impl FrontEnd {
     /// The device is gone.
     pub fn unmap_all(&self) -> std::io::Result<()> {
         lock(&self.iommu).pages.clear();
-        self.request(request::IOTLB_MSG, &iotlb([0; 3], 0, 3), &[]).map(|_| ())
+        self.invalidate(0, 0)
     }
 
     /// Starts a queue.
@@ -220,7 +236,7 @@ impl FrontEnd {
         }
     }
 
-    /// Goes away; returns how the device ended.
+    /// Goes away; returns how the connection ended.
     ///
     /// # Errors
     /// That.
@@ -230,7 +246,7 @@ impl FrontEnd {
 
     fn hang_up(&mut self) -> Option<std::io::Result<()>> {
         let _ = lock(&self.socket).shutdown(std::net::Shutdown::Both);
-        let result = self.device.take()?.join().ok();
+        let result = self.server.take()?.join().ok();
         self.questions.take()?.join().ok()?;
         result
     }

@@ -41,6 +41,11 @@ impl Grants {
         (channel.socket, channel.stale) = (Some(Arc::new(UnixStream::from(fd))), 0);
     }
 
+    /// Closes the channel.
+    pub fn close(&self) {
+        *lock(&self.channel) = Channel::default();
+    }
+
     /// What is asked for now.
     pub fn wanted(&self) -> Option<(u64, Access)> {
         *lock(&self.wanted)

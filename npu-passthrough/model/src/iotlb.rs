@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(reads(&iotlb, 0x1000, 4), 0);
         assert_eq!(iotlb.access(Access::Write, 0x1ffe, 4, |slice| slice.copy_from(&[1u8, 2])), 2);
         assert!(iotlb.insert(Access::Read, 0x1000, 0x1000, &memory, 0x7000_0000));
-        let mut bytes = [0; 2];
+        let mut bytes = [0u8; 2];
         iotlb.access(Access::Read, 0x1ffe, 2, |slice| {
             slice.copy_to(&mut bytes);
         });

@@ -42,6 +42,12 @@ pub trait Context: Dma {
 
     /// Ends a list.
     fn cancel(&self, list_id: u32);
+
+    /// A list begins.
+    fn begin(&self, list_id: u32);
+
+    /// A list has ended.
+    fn end(&self, list_id: u32);
 }
 
 /// Why a job was not done.
@@ -73,6 +79,8 @@ pub struct Core {
     row: Vec<u8>,
     tile: Vec<u8>,
     products: Vec<f32>,
+    /// Most of each that was used since all was zero.
+    dirty: [usize; 3],
     work: usize,
     throttle: Throttle,
 }
@@ -90,17 +98,23 @@ impl Core {
             row: vec![0; LONGEST_ROW],
             tile: vec![0; LONGEST_ROW.max(TILE_BYTES)],
             products: vec![0.0; PRODUCTS],
+            dirty: [0; 3],
             work: if portable { WORK_PORTABLE } else { WORK },
             throttle,
         })
     }
 
-    /// Makes all its memory zero.
+    /// Makes all its memory zero, in time proportional to what was used of it.
     pub fn scrub(&mut self) {
+        let [row, tile, products] = std::mem::take(&mut self.dirty);
         self.multiplier.scrub();
-        self.row.fill(0);
-        self.tile.fill(0);
-        self.products.fill(0.0);
+        self.row.iter_mut().take(row).for_each(|byte| *byte = 0);
+        self.tile.iter_mut().take(tile).for_each(|byte| *byte = 0);
+        self.products.iter_mut().take(products).for_each(|product| *product = 0.0);
+    }
+
+    fn soil(&mut self, used: [usize; 3]) {
+        self.dirty.iter_mut().zip(used).for_each(|(dirty, used)| *dirty = used.max(*dirty));
     }
 
     /// Whether all its memory is zero.
@@ -134,11 +148,12 @@ impl Core {
         if !self.multiplier.begin(ty, columns, tokens) {
             return Err(Error::Limit.into());
         }
-        self.read_activations(job.input_format, extents, context)?;
         let Extents { weights, input, output } = extents;
         let row_bytes = weights.row_bytes as usize;
         let most = (TILE_BYTES / row_bytes).min(PRODUCTS / tokens).min(self.work / (columns * tokens));
         let most = if most < PANEL { most.max(1) } else { most - most % PANEL };
+        self.soil([input.row_bytes as usize, most * row_bytes, most * tokens]);
+        self.read_activations(job.input_format, extents, context)?;
         let (mut first, mut bytes) = (0, input.bytes());
         while first < weights.count {
             context.checkpoint()?;
@@ -193,6 +208,7 @@ impl Core {
 
     fn copy(&mut self, extents: &Extents, context: &dyn Context) -> Result<u64, Failure> {
         let begin = Instant::now();
+        self.soil([(extents.input.row_bytes as usize).min(LONGEST_ROW), 0, 0]);
         let mut bytes = 0;
         for row in 0..extents.input.count {
             for first in (0..extents.input.row_bytes).step_by(LONGEST_ROW) {

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::dma::{Access, Dma, Fault};
 use crate::jobs::{Context, Core, Failure};
-use crate::queue::{Chain, Segment};
+use crate::queue::{Chain, Problem, Ring, Segment};
 
 const HEADER: usize = size_of::<ListHeader>();
 /// Most bytes of a request.
@@ -112,11 +112,27 @@ impl List {
     }
 }
 
-/// Writes the answer into the chain; returns how many bytes fitted and could be written.
+/// Serves the chain after `served` others, if it is available; returns whether the driver wants to be told.
 ///
 /// # Errors
-/// [`Fault::Stopped`].
-pub fn write_answer(dma: &dyn Dma, chain: &Chain, answer: &[u8]) -> Result<u32, Fault> {
+/// [`Problem`]. The chain is still available then.
+pub fn serve_chain(
+    ring: &Ring,
+    served: u16,
+    core: &mut Core,
+    context: &dyn Context,
+) -> Result<Option<bool>, Problem> {
+    let Some(chain) = ring.next(context, served)? else { return Ok(None) };
+    let list = List::read(context, &chain)?;
+    context.begin(list.id);
+    let answer = list.run(core, context)?;
+    let length = write_answer(context, &chain, &answer)?;
+    context.end(list.id);
+    Ok(Some(ring.give_back(context, served, chain.head, length)?))
+}
+
+/// Writes the answer into the chain; returns how many bytes fitted and could be written.
+fn write_answer(dma: &dyn Dma, chain: &Chain, answer: &[u8]) -> Result<u32, Fault> {
     let mut rest = answer;
     for segment in &chain.writable {
         let (part, others) = rest.split_at(rest.len().min(segment.length as usize));

@@ -23,13 +23,19 @@ const CONFIG_MAX: u32 = 256;
 /// # Errors
 /// The connection failed, or the front end sent what is no message.
 pub fn serve(stream: UnixStream, options: &Options) -> std::io::Result<()> {
-    let device = Device::new(options.clone())?;
+    connect(stream, &Device::new(options.clone())?)
+}
+
+/// Connects a device to a front end until that goes away, which ends the device.
+///
+/// # Errors
+/// As [`serve`].
+pub fn connect(stream: UnixStream, device: &Device) -> std::io::Result<()> {
     std::thread::scope(|scope| {
         for queue in 0..QUEUES {
-            let device = &device;
             scope.spawn(move || device.serve(queue));
         }
-        let result = converse(stream, &device);
+        let result = converse(stream, device);
         device.end();
         result
     })

@@ -92,11 +92,11 @@ impl RowScratch {
         self.totals.len() / PANEL
     }
 
-    /// Makes it all zero.
-    pub(super) fn scrub(&mut self) {
+    /// Makes zero what products of so many columns and tokens used.
+    pub(super) fn scrub(&mut self, columns: usize, tokens: usize) {
         self.panel.fill(0);
-        self.totals.fill(0.0);
-        self.floats.fill(0.0);
+        self.totals.iter_mut().take(tokens * PANEL).for_each(|total| *total = 0.0);
+        self.floats.iter_mut().take(columns * FLOAT_ROWS).for_each(|value| *value = 0.0);
     }
 
     /// Whether it is all zero.

@@ -32,6 +32,8 @@ pub struct Multiplier {
     input: InputBuffer,
     scratch: RowScratch,
     portable: bool,
+    /// Most elements, columns and tokens of a batch since all was zero.
+    dirty: [usize; 3],
 }
 
 impl Multiplier {
@@ -50,6 +52,7 @@ impl Multiplier {
             input: InputBuffer::new(elements, Forms::ALL, &mut budget)?,
             scratch: RowScratch::new(columns, tokens, &mut budget)?,
             portable,
+            dirty: [0; 3],
         })
     }
 
@@ -62,6 +65,11 @@ impl Multiplier {
             && columns <= self.scratch.columns()
             && tokens <= self.scratch.tokens();
         (self.ty, self.columns, self.tokens) = if fits { (ty, columns, tokens) } else { (ty, 0, 0) };
+        for (dirty, used) in
+            self.dirty.iter_mut().zip([self.columns * self.tokens, self.columns, self.tokens])
+        {
+            *dirty = used.max(*dirty);
+        }
         fits
     }
 
@@ -110,13 +118,16 @@ impl Multiplier {
         }
     }
 
-    /// Makes all its memory zero.
+    /// Makes all its memory zero, in time proportional to the largest batch since.
     pub fn scrub(&mut self) {
+        let [elements, columns, tokens] = core::mem::take(&mut self.dirty);
         (self.ty, self.columns, self.tokens) = (TensorType::F32, 0, 0);
-        self.values.fill(0.0);
-        self.input.blocks.fill(Quantised::ZERO);
-        self.input.supers.fill(SuperQuantised::ZERO);
-        self.scratch.scrub();
+        self.values.iter_mut().take(elements).for_each(|value| *value = 0.0);
+        let blocks = self.input.blocks.iter_mut().take(elements.div_ceil(BLOCK));
+        blocks.for_each(|block| *block = Quantised::ZERO);
+        let supers = self.input.supers.iter_mut().take(elements.div_ceil(SUPER));
+        supers.for_each(|block| *block = SuperQuantised::ZERO);
+        self.scratch.scrub(columns, tokens);
     }
 
     /// Whether all its memory is zero.
