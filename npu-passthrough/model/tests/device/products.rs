@@ -43,7 +43,7 @@ fn cases() -> impl Strategy<Value = Case> {
             let inputs = [Format::F32, Format::Q8_0, Format::Q8_1, Format::Q8_K];
             let possible = |format: &&Format| Format::of_input(format.number, weights).is_some();
             let input = if quantised { inputs.iter().rfind(possible) } else { inputs.iter().find(possible) };
-            let columns = blocks * ty.block_length().max(40);
+            let columns = blocks * if ty.block_length() == 1 { 40 } else { ty.block_length() };
             let gaps = [u64::from(gaps[0]), u64::from(gaps[1]) * 4, u64::from(gaps[2]) * 4];
             Case { ty, input: *input.unwrap(), rows, columns, tokens, gaps, skew, seed }
         },
