@@ -45,9 +45,20 @@ pub struct Machine {
     /// It has an NPU: the device model runs beside it.
     #[serde(default)]
     pub npu: bool,
+    /// Where the NPU is, as QEMU says it.
+    #[serde(default = "npu_place")]
+    pub npu_place: String,
+    /// Options of the NPU's model.
+    #[serde(default)]
+    pub npu_options: Vec<String>,
     /// Count instructions instead of time (`-icount shift=0`): repeatable to the digit with one CPU.
     #[serde(default)]
     pub icount: bool,
+}
+
+/// Slot 3 of the root bus: its StreamID is 0x18.
+fn npu_place() -> String {
+    "addr=03.0".into()
 }
 
 /// Changes from the command line.

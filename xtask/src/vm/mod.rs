@@ -146,13 +146,14 @@ pub fn arguments(launch: &Launch<'_>) -> Vec<String> {
         add("-gdb", format!("tcp:127.0.0.1:{port}"));
         args.push("-S".into());
     }
-    if launch.npu.is_some() {
-        args.extend(npu::ARGUMENTS.map(str::to_owned));
-    }
     if launch.reset_ends {
         args.push("-no-reboot".into());
     }
     args.extend(machine.arguments.iter().cloned());
+    // Behind a bridge of the machine's, maybe.
+    if launch.npu.is_some() {
+        args.extend(npu::arguments(machine));
+    }
     args
 }
 
@@ -162,7 +163,8 @@ impl Vm {
         let log_path = launch.dir.join("serial.log");
         let log = File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?;
         let errors = File::create(launch.dir.join("qemu.log"))?;
-        let npu = launch.npu.as_deref().map(|program| npu::Model::start(program, launch.dir)).transpose()?;
+        let start = |program: &Path| npu::Model::start(program, launch.machine, launch.dir);
+        let npu = launch.npu.as_deref().map(start).transpose()?;
         // setpriv: QEMU must not outlive this program, however that ends.
         let mut command = process::command("setpriv");
         command.args(["--pdeathsig", "KILL", "--", QEMU]).args(arguments(launch));

@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::failure::Failure;
+use crate::machine::Machine;
 use crate::process;
 
-/// What QEMU needs for it. Slot 3 of the root bus: its StreamID is 0x18.
-pub const ARGUMENTS: [&str; 4] = [
-    "-chardev",
-    "socket,id=npu,path=npu.sock",
-    "-device",
-    "vhost-user-gpio-pci,chardev=npu,iommu_platform=on,ats=off,addr=03.0",
-];
+/// What QEMU needs for it.
+pub fn arguments(machine: &Machine) -> [String; 4] {
+    let device = format!("vhost-user-gpio-pci,chardev=npu,iommu_platform=on,ats=off,{}", machine.npu_place);
+    ["-chardev".into(), "socket,id=npu,path=npu.sock".into(), "-device".into(), device]
+}
 
 /// Until it listens; it does nothing before.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,13 +25,14 @@ pub struct Model(Child);
 
 impl Model {
     /// Starts it; on return QEMU may connect.
-    pub fn start(program: &Path, dir: &Path) -> Result<Self> {
+    pub fn start(program: &Path, machine: &Machine, dir: &Path) -> Result<Self> {
         let socket = dir.join("npu.sock");
         // Of an earlier run; there may be none.
         let _ = std::fs::remove_file(&socket);
         let log = File::create(dir.join("npu.log")).context("cannot create npu.log")?;
         let mut command = process::command("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(["--socket", "npu.sock"]);
+        command.args(&machine.npu_options);
         command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().context("cannot start the model of the NPU")?;
         let mut model = Self(child);
