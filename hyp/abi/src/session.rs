@@ -203,6 +203,12 @@ pub mod probe {
         pub const SGI_STORM: u64 = 8;
     }
 
+    /// Host to partition: a call of the vendor service, operation `args[0]` with x4 = `args[1]`. Result: status;
+    /// `values` = x4-x7.
+    pub const SERVICE: u32 = 0x260;
+    /// Host to partition: one access of `args[1]` bytes (1, 2, 4 or 8) at IPA `args[0]`: if `args[2]` is 1, a write of
+    /// `args[3]`, else a read. Result: `values[0]` = what it read.
+    pub const ACCESS: u32 = 0x261;
     /// Host to partition: signs the value `args[0]` with the modifier `args[1]` by PACGA, after taking keys made from
     /// `args[2]` if that is not 0. Only on CPUs with pointer authentication. Result: `values[0]` = the signature,
     /// `values[1]`, `values[2]`, `values[3]` = APIAKeyLo_EL1, APDAKeyLo_EL1, APGAKeyLo_EL1 as they are then.

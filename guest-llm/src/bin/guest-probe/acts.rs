@@ -72,6 +72,8 @@ impl Probe {
             },
             probe::RECEIVE => *values = crew::receive(first, second),
             probe::FFA_CALL => return ffa_call(args, pattern, values),
+            probe::SERVICE => return service(first, second, values),
+            probe::ACCESS => values[0] = alias::access(first, second, (third == 1).then_some(args[3])),
             probe::LOG => return log(pattern),
             probe::BOOT_STATE => values[..2].copy_from_slice(&self.boot_state),
             probe::PAUTH => *values = pauth::sign(first, second, third),
@@ -112,6 +114,16 @@ fn ffa_call([function, first, second, third]: [u64; 4], pattern: &[u8], values: 
     let pair = |low: u64, high: u64| high << 32 | low & 0xFFFF_FFFF;
     *values = [x[0], pair(x[2], x[3]), pair(x[4], x[5]), pair(x[6], x[7])];
     if x[0] as u32 == hyp_abi::ffa::ERROR { x[2] as i32 } else { 0 }
+}
+
+/// Calls the vendor service; returns its status.
+fn service(operation: u64, argument: u64, values: &mut [u64; 4]) -> i32 {
+    let ids = arch::endpoint_id() << 16 | u64::from(hyp_abi::ffa::SERVICE_ID);
+    let function = u64::from(hyp_abi::ffa::MSG_SEND_DIRECT_REQ_64);
+    // SAFETY: what such a call changes of the partition's memory is not read but by acts.
+    let x = unsafe { ffa::any([function, ids, 0, operation, argument, 0]) };
+    *values = [x[4], x[5], x[6], x[7]];
+    if x[0] as u32 == hyp_abi::ffa::ERROR { x[2] as i32 } else { x[3] as i32 }
 }
 
 /// Logs 16 bytes, whatever they are, and a line feed.

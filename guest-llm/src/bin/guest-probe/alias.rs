@@ -57,6 +57,26 @@ pub fn write(ipa: u64, value: u64) -> u64 {
     back
 }
 
+/// Reads, or writes a value of, 1, 2, 4 or 8 bytes at `ipa`: one access, as device registers want it. Returns what it read.
+pub fn access(ipa: u64, width: u64, write: Option<u64>) -> u64 {
+    let (address, _) = aim(ipa);
+    let mut value = write.unwrap_or(0);
+    // SAFETY: as in `read` and `write`.
+    unsafe {
+        match (width, write) {
+            (1, None) => asm!("ldrb {0:w}, [{1}]", out(reg) value, in(reg) address, options(nostack)),
+            (2, None) => asm!("ldrh {0:w}, [{1}]", out(reg) value, in(reg) address, options(nostack)),
+            (4, None) => asm!("ldr {0:w}, [{1}]", out(reg) value, in(reg) address, options(nostack)),
+            (_, None) => asm!("ldr {0}, [{1}]", out(reg) value, in(reg) address, options(nostack)),
+            (1, _) => asm!("dsb sy", "strb {0:w}, [{1}]", in(reg) value, in(reg) address, options(nostack)),
+            (2, _) => asm!("dsb sy", "strh {0:w}, [{1}]", in(reg) value, in(reg) address, options(nostack)),
+            (4, _) => asm!("dsb sy", "str {0:w}, [{1}]", in(reg) value, in(reg) address, options(nostack)),
+            (_, _) => asm!("dsb sy", "str {0}, [{1}]", in(reg) value, in(reg) address, options(nostack)),
+        }
+    }
+    value
+}
+
 /// Writes a function at `ipa` that returns `result`.
 pub fn plant(ipa: u64, result: u16) {
     let (address, _) = aim(ipa);
