@@ -16,6 +16,7 @@ use stage2::{HOST_VMID, Pa};
 use crate::Pages;
 use crate::arch::memory::ticks;
 use crate::arch::mmio::{Access, Device};
+use crate::arch::sysreg::mrs;
 use crate::platform::{Pcie, Platform, Range};
 use crate::world::{self, skips};
 
@@ -27,12 +28,8 @@ struct BusTables(Pages<{ smmu::MAX_BUSES * 16384 }>);
 static BUS_TABLES: BusTables = BusTables(Pages::zeroed());
 
 /// Made at compile time: it is too large to pass over a boot stack.
-static DEVICES: TicketMutex<Devices> = TicketMutex::new(Devices {
-    pci: Pci::EMPTY,
-    driven: None,
-    reports: Reports::new(8, 10 * TICKS_PER_SECOND),
-    blocked: 0,
-});
+static DEVICES: TicketMutex<Devices> =
+    TicketMutex::new(Devices { pci: Pci::EMPTY, driven: None, reports: Reports::new(8, 10), blocked: 0 });
 /// The NPU, for [`cut_off`], which cannot wait for the lock.
 static NPU: Once<(npu::Npu, Device)> = Once::new();
 /// Every stream aborts for good.
@@ -40,8 +37,6 @@ static OFF: AtomicBool = AtomicBool::new(false);
 
 /// Vendor and device of the NPU: virtio's GPIO controller, whose identity it borrows.
 const NPU_ID: u32 = 0x1069_1af4;
-/// About; for the rate of reports.
-const TICKS_PER_SECOND: u64 = 62_500_000;
 /// Offset in the NPU's configuration of the number of jobs that it ended.
 const NPU_JOBS: u64 = 4;
 
@@ -215,7 +210,8 @@ impl Devices {
         };
         smmu.events(registers, |event| {
             *blocked += 1;
-            if let Some(more) = reports.admit(ticks()) {
+            let seconds = ticks() / mrs!("cntfrq_el0").max(1);
+            if let Some(more) = reports.admit(seconds) {
                 warn!("DMA blocked: {event:x?}, {more} more before");
             }
         });
