@@ -211,7 +211,7 @@ impl Devices {
         smmu.events(registers, |event| {
             *blocked += 1;
             let seconds = ticks() / mrs!("cntfrq_el0").max(1);
-            if let Some(more) = reports.admit(seconds) {
+            if let Some(more) = reports.admit(seconds).or(skips(knob::DMA_REPORTS).then_some(0)) {
                 warn!("DMA blocked: {event:x?}, {more} more before");
             }
         });

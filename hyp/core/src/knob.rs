@@ -39,6 +39,7 @@
 //! | 0x6A | `STREAM_ROOT` | the root that hides devices from the host's streams: they walk the CPUs' (arch layer) |
 //! | 0x6B | `NPU_INTERRUPT` | the end of the NPU's interrupts at the host while a partition owns it |
 //! | 0x6C | `NPU_STREAM` | the NPU's stream table entry at a switch: it stays the old owner's (arch layer) |
+//! | 0x6D | `DMA_REPORTS` | the bound on log lines about refused DMA (arch layer) |
 //! | 0x70 | `PAUTH_SWITCH` | the switch of pointer authentication keys at entry (arch layer) |
 //! | 0x71 | `DEBUG_OFF` | breakpoints and watchpoints off at entry: the host's MDSCR_EL1 stays (arch layer) |
 //! | 0x72 | `COUNTERS_STOP` | stopping the host's event counters at entry (arch layer) |
@@ -114,6 +115,8 @@ pub const STREAM_ROOT: u64 = 0x6A;
 pub const NPU_INTERRUPT: u64 = 0x6B;
 /// The NPU's stream follows its owner.
 pub const NPU_STREAM: u64 = 0x6C;
+/// The bound on reports of refused DMA.
+pub const DMA_REPORTS: u64 = 0x6D;
 /// The switch of pointer authentication keys.
 pub const PAUTH_SWITCH: u64 = 0x70;
 /// Breakpoints and watchpoints off across entry.
@@ -163,6 +166,7 @@ pub const NAMES: &[(&str, u64)] = &[
     ("STREAM_ROOT", STREAM_ROOT),
     ("NPU_INTERRUPT", NPU_INTERRUPT),
     ("NPU_STREAM", NPU_STREAM),
+    ("DMA_REPORTS", DMA_REPORTS),
     ("PAUTH_SWITCH", PAUTH_SWITCH),
     ("DEBUG_OFF", DEBUG_OFF),
     ("COUNTERS_STOP", COUNTERS_STOP),
