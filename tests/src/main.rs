@@ -8,6 +8,7 @@
 mod attack;
 mod child;
 mod cpu_state;
+mod dma;
 mod health;
 mod host;
 mod host_shim;

@@ -84,7 +84,11 @@ pub struct Partition<'h> {
 impl<'h> Partition<'h> {
     /// Creates an empty one.
     pub fn create(host: &'h Host, image: &Image) -> Result<Self> {
-        let bytes = image.manifest_bytes();
+        Self::create_from(host, image.manifest_bytes())
+    }
+
+    /// Creates an empty one from a manifest.
+    pub fn create_from(host: &'h Host, bytes: &[u8]) -> Result<Self> {
         let reply = host.service_with_bytes(op::CREATE, [bytes.len() as u64, 0, 0, 0], bytes)?;
         let id = reply.ok("CREATE")?[0] as u16;
         Ok(Self { host, id, given: BTreeMap::new(), session: None, wire: None, shared: false })
@@ -99,6 +103,17 @@ impl<'h> Partition<'h> {
         if let Some(secret) = secret {
             partition.fill(secret)?;
         }
+        Ok(partition)
+    }
+
+    /// As [`Self::load`], with these contiguous pages for its heap.
+    pub fn load_with_heap(host: &'h Host, image: &Image, secret: &Secret, heap: u64) -> Result<Self> {
+        let mut partition = Self::create(host, image)?;
+        partition.give_all_but_heap(image)?;
+        partition.give_pages(layout::HEAP, heap, HEAP_PAGES)?;
+        host.measure(partition.id)?;
+        partition.start()?;
+        partition.fill(secret)?;
         Ok(partition)
     }
 
@@ -149,11 +164,15 @@ impl<'h> Partition<'h> {
 
     /// Gives what the probe needs: image, a page of model, heap, session.
     pub fn give_all(&mut self, image: &Image) -> Result<()> {
+        self.give_all_but_heap(image)?;
+        self.give_zero(layout::HEAP, HEAP_PAGES).map(drop)
+    }
+
+    fn give_all_but_heap(&mut self, image: &Image) -> Result<()> {
         for pages in image.pages() {
             self.give_contents(pages.ipa, &pages.bytes)?;
         }
         self.give_contents(layout::MODEL, MODEL)?;
-        self.give_zero(layout::HEAP, HEAP_PAGES)?;
         let session = self.give_zero(layout::SESSION, SESSION_PAGES)?;
         self.session = Some(self.host.module.map(session, SESSION_PAGES)?);
         Ok(())

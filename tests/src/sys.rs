@@ -354,6 +354,70 @@ impl Drop for Window {
     }
 }
 
+/// Registers of a device, mapped.
+#[derive(Debug)]
+pub struct Registers {
+    start: NonNull<core::ffi::c_void>,
+    size: usize,
+}
+
+impl Registers {
+    /// Maps what a file of sysfs stands for. An access of theirs that is refused with an abort ends this process by SIGBUS.
+    pub fn map(file: &File, size: usize) -> Result<Self> {
+        let length = NonZeroUsize::new(size).context("no registers")?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: the kernel chooses the address, so nothing that exists is replaced.
+        let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0) };
+        Ok(Self { start: start.context("mmap of registers")?, size })
+    }
+
+    fn at(&self, offset: usize, width: u32) -> *mut u8 {
+        assert!(offset.is_multiple_of(width as usize) && offset + width as usize <= self.size, "no register");
+        // SAFETY: just checked.
+        unsafe { self.start.as_ptr().cast::<u8>().add(offset) }
+    }
+
+    /// Reads 1, 2, 4 or 8 bytes.
+    pub fn read(&self, offset: usize, width: u32) -> u64 {
+        let from = self.at(offset, width);
+        // SAFETY: inside the mapping, and aligned, since the mapping is. What the device does is the attack.
+        unsafe {
+            match width {
+                1 => from.read_volatile().into(),
+                2 => from.cast::<u16>().read_volatile().into(),
+                4 => from.cast::<u32>().read_volatile().into(),
+                _ => from.cast::<u64>().read_volatile(),
+            }
+        }
+    }
+
+    /// Writes 1, 2, 4 or 8 bytes, after everything that was stored to memory.
+    pub fn write(&self, offset: usize, width: u32, value: u64) {
+        let to = self.at(offset, width);
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a barrier.
+        unsafe {
+            std::arch::asm!("dsb sy", options(nostack));
+        }
+        // SAFETY: as in `read`.
+        unsafe {
+            match width {
+                1 => to.write_volatile(value as u8),
+                2 => to.cast::<u16>().write_volatile(value as u16),
+                4 => to.cast::<u32>().write_volatile(value as u32),
+                _ => to.cast::<u64>().write_volatile(value),
+            }
+        }
+    }
+}
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing refers to it.
+        let _ = unsafe { munmap(self.start, self.size) };
+    }
+}
+
 /// Lets this thread run on these CPUs only, a bit each.
 fn set_affinity(cpus: u64) -> Result<()> {
     // SAFETY: the kernel reads 8 bytes of a mask.

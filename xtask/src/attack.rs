@@ -1,7 +1,7 @@
 //! `cargo xtask attack`: every attack with its defence on (blocked) and off (succeeds).
 //!
-//! The attacks are tests of four suites: one boots the shipped hypervisor, one an image with fault knobs, and two end the
-//! machine. `tests/attacks.toml` describes them.
+//! The attacks are tests of six suites: for each kind of machine one boots the shipped hypervisor and one an image with fault
+//! knobs, and two end the machine. `tests/attacks.toml` describes them.
 
 use std::fs;
 
@@ -16,7 +16,8 @@ use crate::test::suite::{self, Suite};
 use crate::test::verdict::Verdicts;
 
 /// The suites, in the order in which they run.
-const SUITES: [&str; 4] = ["attack", "reset", "attack-without", "reset-knobs"];
+const SUITES: [&str; 6] =
+    ["attack", "attack-dma", "reset", "attack-without", "attack-dma-without", "reset-knobs"];
 
 /// One attack as `tests/attacks.toml` describes it.
 #[derive(Clone, Debug, Deserialize)]

@@ -6,12 +6,17 @@
 
 mod cpu;
 mod device;
+mod dma;
+mod gic;
 mod give;
 pub mod guest;
 mod malformed;
 mod memory;
 mod memory_ffa;
 mod messages;
+mod npu;
+mod pci;
+mod smmu;
 pub mod state;
 mod vcpu;
 mod virtio;
@@ -119,6 +124,32 @@ pub const ATTACKS: &[Attack] = &[
     raw("ffa-use-after-relinquish", memory_ffa::use_after_relinquish, &[SkipRelinquishUnmap]),
     raw("ffa-handle-guessing", memory_ffa::handle_guessing, &[HandleReceiver]),
     raw("ffa-descriptor-overflow", memory_ffa::descriptor_overflow, &[DescriptorBounds]),
+    raw("dma-reads", dma::edu_reads, &[SkipHostUnmap]),
+    raw("dma-writes", dma::edu_writes, &[SkipHostUnmap]),
+    raw("dma-reads-stale", dma::edu_reads_stale, &[SmmuInvalidate]),
+    raw("dma-writes-stale", dma::edu_writes_stale, &[SmmuInvalidate]),
+    raw("dma-by-virtio", dma::entropy_writes, &[SkipHostUnmap]),
+    raw("dma-reads-devices", dma::edu_reads_devices, &[StreamRoot]),
+    raw("dma-writes-devices", dma::edu_writes_devices, &[StreamRoot]),
+    raw("smmu-bypass", smmu::bypass, &[DeviceAllowList]),
+    raw("smmu-stream-table", smmu::stream_table, &[DeviceAllowList]),
+    raw("lpi-tables", gic::lpi_tables, &[GicrTables]),
+    raw("bar-over-npu", pci::bar_over_npu, &[BarMove]),
+    raw("bus-number-of-npu", pci::bus_number, &[BusNumbers]),
+    raw("npu-configuration", pci::npu_configuration, &[NpuConfig]),
+    raw("msi-doorbell", pci::msi, &[Msi]),
+    raw("npu-reads", npu::host_job_reads, &[SkipHostUnmap]),
+    raw("npu-writes", npu::host_job_writes, &[SkipHostUnmap]),
+    raw("npu-registers-read", npu::registers_read, &[SkipWindowUnmap]),
+    raw("npu-registers-written", npu::registers_written, &[SkipWindowUnmap]),
+    raw("npu-job-across-give", npu::job_across_give, &[SmmuInvalidate]),
+    raw("npu-job-survives", npu::job_survives, &[NpuReset]),
+    raw("npu-stale-translations", npu::stale_translations, &[NpuInvalidate, NpuReset, SmmuInvalidate]),
+    raw("npu-stream-stays", npu::stream_stays, &[NpuStream]),
+    raw("npu-residue", npu::residue, &[NpuReset]),
+    raw("npu-interrupt-leaks", npu::interrupt_leaks, &[NpuInterrupt]),
+    raw("npu-guesses-addresses", npu::guesses_addresses, &[NpuStream]),
+    raw("dma-event-flood", dma::event_flood, &[DmaReports]),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },
 ];
 

@@ -44,7 +44,7 @@ pub enum Request {
         /// Hexadecimal.
         bytes: String,
     },
-    /// Looks for text in the trusted log. Answers `{"found":boolean}`.
+    /// Looks for text in the trusted log. Answers `{"found":boolean,"count":number of lines with it}`.
     Log {
         /// The text.
         text: String,
@@ -124,7 +124,10 @@ impl Outside {
                     .context("cannot write RAM")?;
                 Ok(json!({}))
             }
-            Request::Log { text } => Ok(json!({"found": self.log_after(0)?.contains(text)})),
+            Request::Log { text } => {
+                let count = self.log_after(0)?.lines().filter(|line| line.contains(text)).count();
+                Ok(json!({"found": count > 0, "count": count}))
+            }
             Request::Boot | Request::Outlive { .. } => bail!("this is no suite of several boots"),
             Request::Reset => {
                 self.qmp.execute("system_reset", json!({}))?;
