@@ -9,17 +9,22 @@ use crate::{FORMATS, INPUT_FORMATS, JOBS_MAX, VERSION};
 #[repr(C)]
 pub struct Config {
     /// [`Config::MAGIC`].
-    pub magic: u32,
+    pub magic: u16,
     /// [`VERSION`].
-    pub version: u32,
+    pub version: u16,
+    /// Jobs that have ended as [`Status::Ok`] since the last reset; wraps.
+    pub jobs: u32,
 }
 const _: () = assert!(size_of::<Config>() == 8);
 
 impl Config {
-    /// `FNPU`.
-    pub const MAGIC: u32 = u32::from_le_bytes(*b"FNPU");
-    /// Of this version.
-    pub const THIS: Self = Config { magic: Self::MAGIC, version: VERSION };
+    /// `NP`.
+    pub const MAGIC: u16 = u16::from_le_bytes(*b"NP");
+
+    /// Of this version, after so many jobs.
+    pub const fn after(jobs: u32) -> Self {
+        Config { magic: Self::MAGIC, version: VERSION as u16, jobs }
+    }
 }
 
 /// The start of a request.

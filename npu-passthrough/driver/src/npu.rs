@@ -125,7 +125,7 @@ impl<H: Hal, T: Transport> Npu<H, T> {
             return Err(Error::Features);
         }
         match transport.read_config_space::<Config>(0) {
-            Ok(Config { magic: Config::MAGIC, version: VERSION }) => {}
+            Ok(Config { magic: Config::MAGIC, version, .. }) if u32::from(version) == VERSION => {}
             Ok(Config { magic: Config::MAGIC, .. }) => return Err(Error::Version),
             _ => return Err(Error::Absent),
         }

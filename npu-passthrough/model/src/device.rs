@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -94,6 +94,8 @@ pub struct Device {
     cancelled: Mutex<VecDeque<u32>>,
     high_is_busy: AtomicBool,
     ended: AtomicBool,
+    /// Jobs that are done since power-on.
+    jobs: AtomicU32,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -156,6 +158,7 @@ impl Device {
             cancelled: Mutex::default(),
             high_is_busy: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            jobs: AtomicU32::new(0),
         })
     }
 
@@ -164,6 +167,11 @@ impl Device {
         if self.options.verbose {
             eprintln!("npu: {}", what());
         }
+    }
+
+    /// Jobs that are done since power-on.
+    pub fn jobs(&self) -> u32 {
+        self.jobs.load(Ordering::SeqCst)
     }
 
     /// Says whether the front end translates.
@@ -225,6 +233,7 @@ impl Device {
     fn power_on(&self) {
         self.iotlb.clear();
         lock(&self.cancelled).clear();
+        self.jobs.store(0, Ordering::SeqCst);
         self.queues.iter().for_each(|slot| lock(&slot.core).scrub());
         self.tell(|| "scrubbed".into());
     }
@@ -233,6 +242,7 @@ impl Device {
     pub fn is_at_power_on(&self) -> bool {
         self.iotlb.lengths() == [0, 0]
             && lock(&self.cancelled).is_empty()
+            && self.jobs() == 0
             && self.queues.iter().all(|slot| lock(&slot.core).is_scrubbed())
     }
 
@@ -416,6 +426,10 @@ impl Context for Port<'_> {
                 quiet(&self.slot.wake);
             }
         }
+    }
+
+    fn done(&self) {
+        self.device.jobs.fetch_add(1, Ordering::SeqCst);
     }
 
     fn cancel(&self, list_id: u32) {

@@ -48,6 +48,9 @@ pub trait Context: Dma {
 
     /// A list has ended.
     fn end(&self, list_id: u32);
+
+    /// Counts a job that is done.
+    fn done(&self) {}
 }
 
 /// Why a job was not done.

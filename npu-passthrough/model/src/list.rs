@@ -85,7 +85,10 @@ impl List {
             }
             let begin = Instant::now();
             match core.run(job, context) {
-                Ok(bytes) => result.bytes = bytes,
+                Ok(bytes) => {
+                    result.bytes = bytes;
+                    context.done();
+                }
                 Err(Failure::Invalid(error)) => status = error.into(),
                 Err(Failure::Fault(Fault::Refused(access, iova))) => {
                     result.fault = iova;

@@ -118,7 +118,7 @@ impl Server<'_> {
             Message::GetProtocolFeatures => return number(protocol::PROTOCOL_FEATURES),
             Message::GetQueueNum => return number(QUEUES as u64),
             Message::GetStatus => return number(self.status),
-            Message::GetConfig { offset, size } => return config(offset, size),
+            Message::GetConfig { offset, size } => return config(self.device.jobs(), offset, size),
             Message::GetVringBase { queue } => {
                 let base = self.change(queue, |state| {
                     state.kick = None;
@@ -176,7 +176,7 @@ impl Server<'_> {
                     self.device.reset();
                 }
             }
-            // The configuration is constant.
+            // The driver has nothing to configure.
             Message::SetConfig => return Err(Malformed),
             Message::SetOwner | Message::ResetOwner | Message::SetProtocolFeatures(_) => {}
             Message::SetVringErr { .. } => {}
@@ -189,12 +189,12 @@ impl Server<'_> {
     }
 }
 
-/// Answers with a part of the configuration; zeros beyond it.
-fn config(offset: u32, size: u32) -> Result<Answer, Malformed> {
+/// Answers with a part of the configuration after so many jobs; zeros beyond it.
+fn config(jobs: u32, offset: u32, size: u32) -> Result<Answer, Malformed> {
     if size > CONFIG_MAX || offset > CONFIG_MAX {
         return Err(Malformed);
     }
-    let config = Config::THIS;
+    let config = Config::after(jobs);
     let mut bytes = vec![0; size as usize];
     let from = config.as_bytes().get(offset as usize..).unwrap_or_default();
     bytes.iter_mut().zip(from).for_each(|(to, from)| *to = *from);

@@ -31,7 +31,9 @@ pub struct Machine {
     /// Whether the hypervisor has taken the device: registers read as all ones.
     pub taken: Cell<bool>,
     /// What the device's magic is.
-    pub magic: Cell<u32>,
+    pub magic: Cell<u16>,
+    /// Accesses to registers until it is taken, if ever.
+    pub countdown: Cell<Option<u32>>,
 }
 
 #[derive(Default)]
@@ -54,7 +56,8 @@ impl Machine {
             used: RefCell::new([false; DMA_PAGES]),
             registers: RefCell::default(),
             taken: Cell::new(false),
-            magic: Cell::new(u32::from_le_bytes(*b"FNPU")),
+            magic: Cell::new(u16::from_le_bytes(*b"NP")),
+            countdown: Cell::new(None),
         });
         MACHINE.set(Some(machine.clone()));
         machine
@@ -73,6 +76,17 @@ impl Machine {
     pub fn take(&self) {
         self.set_status(0);
         self.taken.set(true);
+    }
+
+    /// Counts an access to a register, before it happens.
+    fn count(&self) {
+        match self.countdown.get() {
+            Some(0) => {
+                self.countdown.set(None);
+                self.take();
+            }
+            left => self.countdown.set(left.map(|left| left - 1)),
+        }
     }
 
     fn set_status(&self, status: u8) {
@@ -119,6 +133,7 @@ pub struct Window(Rc<Machine>);
 impl Window {
     fn read(&self, offset: usize, size: usize) -> u64 {
         let machine = &self.0;
+        machine.count();
         if machine.taken.get() {
             return u64::MAX >> (64 - 8 * size);
         }
@@ -137,14 +152,15 @@ impl Window {
             }
             (0x101c, 2) => registers.enabled[queue].into(),
             (0x101e, 2) => registers.queue as u64 + 3,
-            (0x3000..0x3004, 1) => machine.magic.get().to_le_bytes()[offset - 0x3000].into(),
-            (0x3004..0x3008, 1) => 1u32.to_le_bytes()[offset - 0x3004].into(),
+            (0x3000..0x3002, 1) => machine.magic.get().to_le_bytes()[offset - 0x3000].into(),
+            (0x3002..0x3008, 1) => [1, 0, 0, 0, 0, 0][offset - 0x3002],
             _ => panic!("no register to read: {offset:#x} of {size}"),
         }
     }
 
     fn write(&self, offset: usize, size: usize, value: u64) {
         let machine = &self.0;
+        machine.count();
         if machine.taken.get() {
             return;
         }

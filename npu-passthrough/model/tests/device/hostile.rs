@@ -208,14 +208,29 @@ fn messages_that_make_no_sense_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn jobs_are_counted_until_a_reset() {
+    let mut guest = Guest::new(Options::default());
+    let jobs = |guest: &Guest| {
+        let request = [4u32.to_le_bytes(), 4u32.to_le_bytes(), [0; 4]].concat();
+        guest.front_end.request(24, &request, &[]).unwrap()[12..].to_vec()
+    };
+    assert_eq!(jobs(&guest), [0; 4]);
+    guest.run(1, &[Job::cancel(500), Job::cancel(501)]);
+    guest.run(0, &[Job::cancel(502), Job { operation: 99, ..Job::default() }, Job::cancel(503)]);
+    assert_eq!(jobs(&guest), [3, 0, 0, 0]);
+    (0..2).for_each(|queue| drop(guest.front_end.stop(queue).unwrap()));
+    assert_eq!(jobs(&guest), [0; 4]);
+}
+
+#[test]
 fn the_configuration_says_what_the_device_is() {
     let guest = Guest::unstarted(Options::default());
     let ask = |offset: u32, size: u32| {
         let request = [offset.to_le_bytes(), size.to_le_bytes(), [0; 4]].concat();
         guest.front_end.request(24, &request, &[]).unwrap()
     };
-    assert_eq!(ask(0, 8)[12..], *b"FNPU\x01\0\0\0");
-    assert_eq!(ask(4, 8)[12..], [1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(ask(0, 8)[12..], *b"NP\x01\0\0\0\0\0");
+    assert_eq!(ask(2, 8)[12..], [1, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(ask(0, 8).len(), 20);
     assert_eq!(ask(0, 1 << 20), 1u64.to_le_bytes());
 }
