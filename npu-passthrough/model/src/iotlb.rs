@@ -77,7 +77,13 @@ pub struct Iotlb {
 }
 
 fn remove(map: &mut Map, first: u64, last: u64) {
-    map.retain(|start, entry| *start > last || entry.last < first);
+    // None overlap: of those that begin before, only the last one can reach in.
+    let before = map.range(..first).next_back().filter(|(_, entry)| entry.last >= first);
+    let starts: Vec<u64> =
+        before.into_iter().chain(map.range(first..=last)).map(|(start, _)| *start).collect();
+    starts.iter().for_each(|start| {
+        map.remove(start);
+    });
 }
 
 impl Iotlb {
