@@ -7,7 +7,7 @@
 //! - **Polled.** There are no interrupts; whoever waits says how.
 //! - **Lost is not fatal.** The hypervisor may take the device away at any time: registers read as all ones, or as
 //!   after a reset. All lists in flight are then [`Error::Lost`], and so is everything later; the jobs are idempotent, so the
-//!   caller starts the device again ([`Npu::start`]), when it has it back, and repeats them.
+//!   caller starts the device again ([`Npu::start`]), when it has it back, and repeats them. [`Lease`] does that.
 //! - **Distrust.** What the device writes is copied once, then checked. A device that uses what it was not given, or answers
 //!   nonsense, is [`Error::Protocol`] and stays so.
 //! - **No allocation** after [`Npu::start`].
@@ -28,11 +28,13 @@
 
 extern crate alloc;
 
+mod lease;
 mod npu;
 mod pci;
 #[allow(unsafe_code)]
 mod ring;
 
+pub use lease::{Broker, Lease, LeaseStats, Ownership, Refusal};
 pub use npu::{Error, Npu, Priority, Ticket};
 pub use pci::{Layout, Mmio, PciTransport};
 pub use virtio_drivers::transport::Transport;

@@ -3,7 +3,6 @@
 //! A place's buffers belong to the device from [`Ring::post`] until [`Ring::collect`] finds them used; nothing touches them
 //! in between. They live until the device has been reset: see [`Ring`].
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use flexserve_npu_abi::{JOBS_MAX, Job, JobResult, ListHeader, ListResult};
@@ -38,10 +37,17 @@ struct Place {
     list_id: u32,
     /// Whether nobody will ask for the answer.
     forgotten: bool,
-    request: Box<[u8; REQUEST_MAX]>,
+    request: Vec<u8>,
     request_bytes: usize,
-    answer: Box<[u8; ANSWER_MAX]>,
+    answer: Vec<u8>,
     answer_bytes: usize,
+}
+
+fn zeros(count: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(count).map_err(|_| Error::DmaError)?;
+    bytes.resize(count, 0);
+    Ok(bytes)
 }
 
 /// A virtqueue and its places. Whoever owns it lets it go only when the device cannot reach the buffers any more.
@@ -55,16 +61,20 @@ impl<H: Hal> Ring<H> {
     pub fn new(transport: &mut impl Transport, index: u16) -> Result<Self> {
         let mut queue = VirtQueue::new(transport, index, false, false)?;
         queue.set_dev_notify(false);
-        let place = || Place {
-            state: State::Free,
-            list_id: 0,
-            forgotten: false,
-            request: Box::new([0; REQUEST_MAX]),
-            request_bytes: 0,
-            answer: Box::new([0; ANSWER_MAX]),
-            answer_bytes: 0,
-        };
-        Ok(Ring { queue, places: core::iter::repeat_with(place).take(PLACES).collect() })
+        let mut places = Vec::new();
+        places.try_reserve_exact(PLACES).map_err(|_| Error::DmaError)?;
+        for _ in 0..PLACES {
+            places.push(Place {
+                state: State::Free,
+                list_id: 0,
+                forgotten: false,
+                request: zeros(REQUEST_MAX)?,
+                request_bytes: 0,
+                answer: zeros(ANSWER_MAX)?,
+                answer_bytes: 0,
+            });
+        }
+        Ok(Ring { queue, places })
     }
 
     /// Posts a list; its name says which place it has. None if all are taken.
