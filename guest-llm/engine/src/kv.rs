@@ -182,6 +182,33 @@ impl KvCache {
         &self.shape
     }
 
+    /// Bytes from one block to the next.
+    pub fn block_bytes(&self) -> usize {
+        self.pool.block_bytes
+    }
+
+    /// Where in [`KvCache::memory`] the first heads' key and value of the token at `position` are, and the bytes from head to head.
+    pub fn places(&self, layer: usize, position: usize) -> Option<[(usize, usize); 2]> {
+        let (key_bytes, value_bytes) = (self.shape.key_bytes(), self.shape.value_bytes());
+        let range = self.layer_range(position / CHUNK_TOKENS, layer)?;
+        let token = position % CHUNK_TOKENS;
+        let values = range.start + CHUNK_TOKENS * self.shape.heads * key_bytes;
+        Some([
+            (range.start + token * key_bytes, CHUNK_TOKENS * key_bytes),
+            (values + token * value_bytes, CHUNK_TOKENS * value_bytes),
+        ])
+    }
+
+    /// Bytes from the start of a block to a layer's part.
+    pub fn layer_offset(&self, layer: usize) -> usize {
+        layer * self.shape.layer_bytes()
+    }
+
+    /// All blocks, and the numbers of those that hold the context's chunks.
+    pub fn memory(&mut self) -> (&mut [u8], &mut [u32]) {
+        (&mut self.pool.memory, &mut self.table)
+    }
+
     fn layer_range(&self, chunk: usize, layer: usize) -> Option<Range<usize>> {
         let start = self.pool.start(*self.table.get(chunk)?) + layer * self.shape.layer_bytes();
         Some(start..start + self.shape.layer_bytes())

@@ -47,7 +47,7 @@
 //! # Modules
 //! [`gguf`] parses, [`model`] gives hyperparameters and tensors their meaning, [`tokenizer`] turns text to tokens and
 //! back, `kernels` compute, [`kv`] stores keys and values in chunks of 16 tokens, [`session`] runs the transformer,
-//! `parallel` splits work over threads, [`pool`] has them at hand, [`sampler`] chooses tokens, [`grammar`] says which there are to
+//! `parallel` splits work over threads, [`pool`] has them at hand, [`offload`] hands it to an accelerator, which may compute with [`accelerate`], [`sampler`] chooses tokens, [`grammar`] says which there are to
 //! choose from, [`stop`] ends answers, [`generate`](mod@generate) joins them to a request. Dependencies point from right to left.
 
 #![no_std]
@@ -57,6 +57,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod accelerate;
 mod budget;
 mod conversation;
 pub mod error;
@@ -67,6 +68,7 @@ pub mod grammar;
 mod kernels;
 pub mod kv;
 pub mod model;
+pub mod offload;
 mod parallel;
 #[allow(unsafe_code)]
 pub mod pool;
@@ -84,6 +86,7 @@ pub use grammar::{Constraint, Grammar, TokenIndex};
 pub use kernels::{Activations, Multiplier};
 pub use kv::{KvFormat, UnknownKvFormat};
 pub use model::Model;
+pub use offload::{NoOffload, Offload};
 pub use parallel::{Parallel, Serial};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Session, SessionConfig, SessionMemory};

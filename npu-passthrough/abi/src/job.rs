@@ -8,13 +8,37 @@ use crate::{Capabilities, Format, PAGE_SIZE, Status};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Operation {
-    /// `output[t][r] = sum over c of weights[r][c] * input[t][c]` for all tokens `t`, F32.
+    /// `output[t][r] = sum over c of weights[r][c] * input[t][c]` for all tokens `t`, F32; plus `second[r]` with [`Job::BIAS`].
     Multiply = 1,
     /// Copies `tokens` rows of `columns` bytes from input to output.
     Copy = 2,
     /// Ends the list named [`Job::target`], or lets it end before it begins. Looks at nothing else.
     Cancel = 3,
+    /// [`Job::normalise`].
+    Normalise = 4,
+    /// [`Job::add`].
+    Add = 5,
+    /// [`Job::activate`].
+    Activate = 6,
+    /// [`Job::rotate`].
+    Rotate = 7,
+    /// [`Job::store`].
+    Store = 8,
+    /// [`Job::attend`].
+    Attend = 9,
 }
+
+const OPERATIONS: [Operation; 9] = [
+    Operation::Multiply,
+    Operation::Copy,
+    Operation::Cancel,
+    Operation::Normalise,
+    Operation::Add,
+    Operation::Activate,
+    Operation::Rotate,
+    Operation::Store,
+    Operation::Attend,
+];
 
 /// One job. Fields that an operation does not use are zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -22,7 +46,7 @@ pub enum Operation {
 pub struct Job {
     /// [`Operation`].
     pub operation: u32,
-    /// Bits: [`Job::FENCE`].
+    /// Bits: [`Job::FENCE`], [`Job::BIAS`].
     pub flags: u32,
     /// ggml's number of the weights' format.
     pub format: u32,
@@ -48,8 +72,14 @@ pub struct Job {
     pub output: u64,
     /// Bytes from one row of the output to the next.
     pub output_stride: u64,
+    /// IOVA of another input, F32 and aligned to 4.
+    pub second: u64,
+    /// Bytes from one of its rows to the next.
+    pub second_stride: u64,
+    /// Numbers that an operation needs.
+    pub parameters: [u32; 4],
 }
-const _: () = assert!(size_of::<Job>() == 80);
+const _: () = assert!(size_of::<Job>() == 112);
 
 /// Where a matrix is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +157,7 @@ pub struct Extent {
 
 impl Extent {
     /// Checks that rows do not overlap each other, and that the last ends within the address space.
-    fn new(iova: u64, stride: u64, row_bytes: u64, count: u32) -> Result<Self, Error> {
+    pub(crate) fn new(iova: u64, stride: u64, row_bytes: u64, count: u32) -> Result<Self, Error> {
         if stride < row_bytes && count > 1 {
             return Err(Error::Stride);
         }
@@ -159,7 +189,7 @@ impl Extent {
     }
 
     /// Whether the spans from first to last byte overlap.
-    fn overlaps(&self, other: &Self) -> bool {
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
         match (self.last_byte(), other.last_byte()) {
             (Some(last), Some(other_last)) => self.iova <= other_last && other.iova <= last,
             _ => false,
@@ -174,6 +204,8 @@ pub struct Extents {
     pub weights: Extent,
     /// Activations, or what is copied.
     pub input: Extent,
+    /// The other input.
+    pub second: Extent,
     /// Products, or copies.
     pub output: Extent,
 }
@@ -181,7 +213,7 @@ pub struct Extents {
 impl Extents {
     /// Pages that the job may touch.
     pub fn pages(&self) -> u64 {
-        [self.weights, self.input, self.output]
+        [self.weights, self.input, self.second, self.output]
             .iter()
             .fold(0, |sum, extent| sum.saturating_add(extent.pages()))
     }
@@ -190,6 +222,8 @@ impl Extents {
 impl Job {
     /// Begins when the jobs before it in the list have ended.
     pub const FENCE: u32 = 1;
+    /// Adds a bias to products, [`Job::second`], as long as a row of the output.
+    pub const BIAS: u32 = 2;
 
     /// A product of `matrix` and `tokens` rows of activations in a format that ggml numbers `input_format`.
     pub fn multiply(matrix: Matrix, tokens: u32, input_format: u32, input: Rows, output: Rows) -> Self {
@@ -208,6 +242,11 @@ impl Job {
             output_stride: output.stride,
             ..Job::default()
         }
+    }
+
+    /// The same, with a bias at an IOVA.
+    pub fn with_bias(self, second: u64) -> Self {
+        Job { flags: self.flags | Self::BIAS, second, ..self }
     }
 
     /// A copy of `count` rows of `bytes`.
@@ -239,10 +278,7 @@ impl Job {
     /// # Errors
     /// [`Error::Operation`].
     pub fn kind(&self) -> Result<Operation, Error> {
-        [Operation::Multiply, Operation::Copy, Operation::Cancel]
-            .into_iter()
-            .find(|operation| *operation as u32 == self.operation)
-            .ok_or(Error::Operation)
+        OPERATIONS.into_iter().find(|operation| *operation as u32 == self.operation).ok_or(Error::Operation)
     }
 
     /// Checks the job for a device with these capabilities, and says what memory it touches.
@@ -250,19 +286,24 @@ impl Job {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self, capabilities: &Capabilities) -> Result<Extents, Error> {
-        if self.flags & !Self::FENCE != 0 {
+        let operation = self.kind()?;
+        let has_bias = operation == Operation::Multiply && self.flags & Self::BIAS != 0;
+        if self.flags & !(Self::FENCE | if has_bias { Self::BIAS } else { 0 }) != 0 {
             return Err(Error::Reserved);
         }
-        let extents = match self.kind()? {
-            Operation::Multiply => self.check_multiply(capabilities)?,
+        let extents = match operation {
+            Operation::Multiply => self.check_multiply(capabilities, has_bias)?,
             Operation::Copy => self.check_copy()?,
             Operation::Cancel => {
                 let expected = Job { flags: self.flags, ..Job::cancel(self.target) };
                 return if *self == expected { Ok(Extents::default()) } else { Err(Error::Reserved) };
             }
+            operation => self.check_vector(operation, capabilities)?,
         };
-        let Extents { weights, input, output } = extents;
-        if output.overlaps(&input) || output.overlaps(&weights) {
+        let Extents { weights, input, second, output } = extents;
+        // Of a cache the check did more.
+        let is_cache = operation == Operation::Attend;
+        if output.overlaps(&input) || output.overlaps(&second) || (!is_cache && output.overlaps(&weights)) {
             return Err(Error::Overlap);
         }
         if extents.pages() > capabilities.pages_max.into() {
@@ -271,8 +312,9 @@ impl Job {
         Ok(extents)
     }
 
-    fn check_multiply(&self, capabilities: &Capabilities) -> Result<Extents, Error> {
-        if self.target != 0 {
+    fn check_multiply(&self, capabilities: &Capabilities, has_bias: bool) -> Result<Extents, Error> {
+        let unused = u64::from(self.target) | self.second_stride | if has_bias { 0 } else { self.second };
+        if unused != 0 || self.parameters != [0; 4] {
             return Err(Error::Reserved);
         }
         let offers = |mask: u64, number: u32| mask.checked_shr(number).is_some_and(|mask| mask & 1 != 0);
@@ -288,7 +330,7 @@ impl Job {
         }
         let weights_bytes = format.row_bytes(self.columns).ok_or(Error::Shape)?;
         let input_bytes = input_format.row_bytes(self.columns).ok_or(Error::Shape)?;
-        let mut aligned = self.output | self.output_stride;
+        let mut aligned = self.output | self.output_stride | self.second;
         if input_format == Format::F32 {
             aligned |= self.input | self.input_stride;
         }
@@ -306,22 +348,24 @@ impl Job {
         Ok(Extents {
             weights: Extent::new(self.weights, self.weights_stride, weights_bytes, self.rows)?,
             input: Extent::new(self.input, self.input_stride, input_bytes, self.tokens)?,
+            second: if has_bias { Extent::new(self.second, 0, output_bytes, 1)? } else { Extent::default() },
             output: Extent::new(self.output, self.output_stride, output_bytes, self.tokens)?,
         })
     }
 
     fn check_copy(&self) -> Result<Extents, Error> {
         let unused = u64::from(self.format | self.input_format | self.rows | self.target);
-        if unused | self.weights | self.weights_stride != 0 {
+        let unused = unused | self.weights | self.weights_stride | self.second | self.second_stride;
+        if unused != 0 || self.parameters != [0; 4] {
             return Err(Error::Reserved);
         }
         if self.columns == 0 || self.tokens == 0 {
             return Err(Error::Shape);
         }
         Ok(Extents {
-            weights: Extent::default(),
             input: Extent::new(self.input, self.input_stride, self.columns.into(), self.tokens)?,
             output: Extent::new(self.output, self.output_stride, self.columns.into(), self.tokens)?,
+            ..Extents::default()
         })
     }
 }
@@ -363,7 +407,7 @@ mod tests {
     #[test]
     fn each_defect_is_refused_by_its_name() {
         assert_eq!(refused(|job| job.operation = 0), Error::Operation);
-        assert_eq!(refused(|job| job.flags = 2), Error::Reserved);
+        assert_eq!(refused(|job| job.flags = 4), Error::Reserved);
         assert_eq!(refused(|job| job.target = 1), Error::Reserved);
         assert_eq!(refused(|job| job.format = 9), Error::Format);
         assert_eq!(refused(|job| job.format = 64), Error::Format);

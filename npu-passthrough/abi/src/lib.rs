@@ -1,4 +1,5 @@
-//! The NPU's job interface: lists of matrix products over tensors that stay where they are.
+//! The NPU's job interface: lists of matrix products, and of what is between them in a transformer, over tensors that stay
+//! where they are.
 //!
 //! A leaf crate: `no_std`, no unsafe code, imported by the driver and the device model. Everything is little-endian.
 //!
@@ -18,10 +19,10 @@
 //! are [`Status::Aborted`].
 //!
 //! # Properties of a job
-//! - **In place.** Addresses are IOVAs. Weights are read in the blocks of ggml, as a GGUF file holds them.
+//! - **In place.** Addresses are IOVAs; only [`Operation::Attend`] reads a table, of blocks within a region that the job names. Weights are read in the blocks of ggml, as a GGUF file holds them.
 //! - **Idempotent.** Output overlaps no input, so a job that was cut off anywhere, and in doubt any job, may be run again.
 //! - **Bounded** in pages, elements and jobs per list: [`Capabilities`].
-//! - **Exact.** Products are defined to the bit: those of the engine (`flexserve_engine::kernels`), whose quantisation of
+//! - **Exact.** Results are defined to the bit: those of the engine (`flexserve_engine::kernels`), whose quantisation of
 //!   activations is part of the job if they come as F32.
 //!
 //! # Reset
@@ -34,10 +35,12 @@
 mod format;
 mod job;
 mod list;
+mod vector;
 
 pub use format::{FORMATS, Format, INPUT_FORMATS};
 pub use job::{Error, Extent, Extents, Job, Matrix, Operation, Rows};
 pub use list::{Capabilities, Config, JobResult, ListHeader, ListResult, Status};
+pub use vector::{CHUNK_TOKENS, Cache, HEAD_MAX};
 
 /// The version of this interface, in [`Config`] and [`ListHeader`].
 pub const VERSION: u32 = 1;

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use flexserve_engine::accelerate::add_assign;
 use flexserve_engine::gguf::TensorType;
 use flexserve_engine::{Activations, Multiplier};
 use flexserve_npu_abi::{Capabilities, Error, Extents, Format, Job, Operation};
@@ -12,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::dma::{Dma, Fault};
 use crate::throttle::Throttle;
+use crate::vectors::Vectors;
 
 /// Bytes of weights in a tile: of the size of a second-level cache. The longest row is twice as long.
 const TILE_BYTES: usize = 256 << 10;
@@ -78,12 +80,14 @@ impl From<Fault> for Failure {
 #[derive(Debug)]
 pub struct Core {
     multiplier: Multiplier,
+    vectors: Vectors,
     /// A row of activations, or what is being copied.
     row: Vec<u8>,
     tile: Vec<u8>,
     products: Vec<f32>,
     /// Most of each that was used since all was zero.
     dirty: [usize; 3],
+    bias: Vec<f32>,
     work: usize,
     throttle: Throttle,
 }
@@ -98,10 +102,12 @@ impl Core {
         let sizes = (most.elements_max as usize, most.columns_max as usize, most.tokens_max as usize);
         Ok(Core {
             multiplier: Multiplier::new(sizes.0, sizes.1, sizes.2, portable)?,
+            vectors: Vectors::new()?,
             row: vec![0; LONGEST_ROW],
             tile: vec![0; LONGEST_ROW.max(TILE_BYTES)],
             products: vec![0.0; PRODUCTS],
             dirty: [0; 3],
+            bias: vec![0.0; PRODUCTS],
             work: if portable { WORK_PORTABLE } else { WORK },
             throttle,
         })
@@ -111,9 +117,12 @@ impl Core {
     pub fn scrub(&mut self) {
         let [row, tile, products] = std::mem::take(&mut self.dirty);
         self.multiplier.scrub();
+        self.vectors.scrub();
         self.row.iter_mut().take(row).for_each(|byte| *byte = 0);
         self.tile.iter_mut().take(tile).for_each(|byte| *byte = 0);
         self.products.iter_mut().take(products).for_each(|product| *product = 0.0);
+        // Of these there are no more.
+        self.bias.iter_mut().take(products).for_each(|bias| *bias = 0.0);
     }
 
     fn soil(&mut self, used: [usize; 3]) {
@@ -123,8 +132,9 @@ impl Core {
     /// Whether all its memory is zero.
     pub fn is_scrubbed(&self) -> bool {
         self.multiplier.is_scrubbed()
+            && self.vectors.is_scrubbed()
             && self.row.iter().chain(&self.tile).all(|byte| *byte == 0)
-            && self.products.iter().all(|product| *product == 0.0)
+            && self.products.iter().chain(&self.bias).all(|value| *value == 0.0)
     }
 
     /// Does a job; returns the bytes that it read and wrote.
@@ -141,6 +151,7 @@ impl Core {
                 context.cancel(job.target);
                 Ok(0)
             }
+            _ => self.vectors.run(job, &extents, context),
         }
     }
 
@@ -151,7 +162,7 @@ impl Core {
         if !self.multiplier.begin(ty, columns, tokens) {
             return Err(Error::Limit.into());
         }
-        let Extents { weights, input, output } = extents;
+        let Extents { weights, input, second, output } = extents;
         let row_bytes = weights.row_bytes as usize;
         let most = (TILE_BYTES / row_bytes).min(PRODUCTS / tokens).min(self.work / (columns * tokens));
         let most = if most < PANEL { most.max(1) } else { most - most % PANEL };
@@ -171,6 +182,11 @@ impl Core {
             }
             let products = self.products.get_mut(..count as usize * tokens).ok_or(Error::Limit)?;
             self.multiplier.multiply(tile, products);
+            if second.count > 0 {
+                let bias = self.bias.get_mut(..count as usize).ok_or(Error::Limit)?;
+                context.read(second.iova.wrapping_add(first * 4), bias.as_mut_bytes())?;
+                products.chunks_exact_mut(count as usize).for_each(|row| add_assign(row, bias));
+            }
             for (token, products) in (0..).zip(products.chunks_exact(count as usize)) {
                 context.write(output.row(token).wrapping_add(first * 4), products.as_bytes())?;
             }

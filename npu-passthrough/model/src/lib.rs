@@ -33,6 +33,7 @@ pub mod protocol;
 pub mod queue;
 pub mod server;
 pub mod throttle;
+pub mod vectors;
 
 pub use device::Options;
 pub use server::serve;

@@ -51,19 +51,19 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
 }
 
 /// Rotates the pairs (2i, 2i+1) of each head's first elements by the angles of `rotation` (cosine, sine).
-pub fn rope_rotate_neighbours(x: &mut [f32], head_length: usize, rotation: &[(f32, f32)]) {
+pub fn rope_rotate_neighbours(x: &mut [f32], head_length: usize, rotation: &[[f32; 2]]) {
     for head in x.chunks_exact_mut(head_length.max(1)) {
-        for ([a, b], (cos, sin)) in head.as_chunks_mut().0.iter_mut().zip(rotation) {
+        for ([a, b], [cos, sin]) in head.as_chunks_mut().0.iter_mut().zip(rotation) {
             (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
         }
     }
 }
 
 /// Rotates the pairs (i, i+n) of each head's first elements by the n angles of `rotation` (cosine, sine).
-pub fn rope_rotate_halves(x: &mut [f32], head_length: usize, rotation: &[(f32, f32)]) {
+pub fn rope_rotate_halves(x: &mut [f32], head_length: usize, rotation: &[[f32; 2]]) {
     for head in x.chunks_exact_mut(head_length.max(1)) {
         let (low, high) = head.split_at_mut_checked(rotation.len()).unwrap_or_default();
-        for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(rotation) {
+        for ((a, b), [cos, sin]) in low.iter_mut().zip(high).zip(rotation) {
             (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
         }
     }
@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn rope_rotates_each_head_alike_and_leaves_the_rest() {
         let mut x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
-        rope_rotate_neighbours(&mut x, 5, &[(0.0, 1.0), (-1.0, 0.0)]);
+        rope_rotate_neighbours(&mut x, 5, &[[0.0, 1.0], [-1.0, 0.0]]);
         assert_eq!(x, [-2.0, 1.0, -3.0, -4.0, 5.0, -7.0, 6.0, -8.0, -9.0, 10.0]);
         let mut x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
-        rope_rotate_halves(&mut x, 5, &[(0.0, 1.0), (-1.0, 0.0)]);
+        rope_rotate_halves(&mut x, 5, &[[0.0, 1.0], [-1.0, 0.0]]);
         assert_eq!(x, [-3.0, -2.0, 1.0, -4.0, 5.0, -8.0, -7.0, 6.0, -9.0, 10.0]);
     }
 

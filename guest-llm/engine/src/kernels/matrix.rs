@@ -36,6 +36,16 @@ impl<'a> Matrix<'a> {
         self.ty
     }
 
+    /// Its rows, one after another.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// How many there are.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Bytes per row; never zero, for the parser refuses empty rows.
     fn row_bytes(&self) -> usize {
         (self.columns / self.ty.block_length() * self.ty.block_bytes()).max(1)

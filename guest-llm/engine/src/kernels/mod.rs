@@ -32,7 +32,7 @@ mod tests;
 #[allow(unsafe_code)]
 mod x86;
 
-pub use activations::{Forms, Input, InputBuffer, Quantised};
+pub use activations::{Forms, InputBuffer, Quantised};
 pub use attention::{Query, Step, TILE};
 pub use blocks::BLOCK;
 pub use cpu::attend;

@@ -59,7 +59,7 @@ pub fn attend(
                 let (token, place) = (query % per_head / group, query % group);
                 (token * heads + head * group + place, batch.length + token)
             });
-            scratch.attend(kv, (layer, head), queries, batch.queries, output);
+            scratch.attend(shape, &|chunk| kv.rows(chunk, layer, head), queries, batch.queries, output);
             next = end;
         }
     });
@@ -108,17 +108,16 @@ impl AttentionScratch {
         })
     }
 
-    /// Attention of at most [`TILE`] queries over the keys and values of a `(layer, head)`. A query is its row in `vectors` and
-    /// the tokens that it sees.
-    fn attend(
+    /// Attention of at most [`TILE`] queries over keys and values of a layer's head, of which `rows` gives a chunk's. A query is its
+    /// row in `vectors` and the tokens that it sees.
+    pub fn attend<'c>(
         &mut self,
-        kv: &KvCache,
-        (layer, head): (usize, usize),
+        shape: &KvShape,
+        rows: &dyn Fn(usize) -> (&'c [u8], &'c [u8]),
         queries: impl Iterator<Item = (usize, usize)>,
         vectors: &[f32],
         output: Output<'_>,
     ) {
-        let shape = kv.shape();
         let (key_length, value_length) = (shape.key_length.max(1), shape.value_length.max(1));
         let mut tile = [Query::default(); TILE];
         let mut places = [(0, 0); TILE];
@@ -138,7 +137,7 @@ impl AttentionScratch {
         self.sums.fill(0.0);
         let longest = places.iter().map(|(_, length)| *length).max().unwrap_or(0);
         for chunk in 0..longest.div_ceil(CHUNK_TOKENS) {
-            let (keys, values) = kv.rows(chunk, layer, head);
+            let (keys, values) = rows(chunk);
             // Queries of earlier tokens may see fewer tokens of a chunk, or none.
             for (query, (_, length)) in queries.iter_mut().zip(places) {
                 query.visible = length.saturating_sub(chunk * CHUNK_TOKENS).min(CHUNK_TOKENS);
@@ -163,6 +162,21 @@ impl AttentionScratch {
                 output.set(row * value_length + i, sum * inverse);
             }
         }
+    }
+
+    /// Makes it all zero.
+    pub fn scrub(&mut self) {
+        self.rows.fill(0.0);
+        self.sums.fill(0.0);
+        self.quants.fill(Quantised::ZERO);
+    }
+
+    /// Whether it is all zero.
+    pub fn is_scrubbed(&self) -> bool {
+        let quants = self.quants.iter().all(|block| {
+            block.quants == [0; BLOCK] && block.sum == 0 && [block.scale, block.total] == [0.0; 2]
+        });
+        quants && self.rows.iter().chain(&self.sums).all(|value| *value == 0.0)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod attention;
 mod context;
+mod offload;
 mod profile;
 mod rope;
 mod scratch;
@@ -13,15 +14,20 @@ mod scratch;
 use alloc::vec::Vec;
 
 use crate::budget::Budget;
-use crate::kernels::{Input, Workers, add_assign, add_bias, matmul, rms_norm, rms_norm_heads, silu_mul};
+use crate::kernels::{
+    InputBuffer, Workers, add_assign, add_bias, matmul, rms_norm, rms_norm_heads, silu_mul,
+};
 use crate::kv::{KvCache, KvShape};
 use crate::model::{Hyperparameters, Layer, Linear};
+use crate::offload::{NoOffload, Offload, Place, Step};
 use crate::{Error, Flow, KvFormat, Model, Parallel, Result, Serial, TokenId};
+pub(crate) use attention::AttentionScratch;
 use attention::Batch;
 use profile::Profiler;
 pub use profile::{Operation, Profile};
 use rope::Rope;
 use scratch::Scratch;
+use zerocopy::IntoBytes;
 
 /// Size and format of a session's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +111,9 @@ pub struct Session<'m> {
     rope: Rope,
     scratch: Scratch,
     parallel: &'m dyn Parallel,
+    offload: &'m dyn Offload,
+    /// Room for the steps of a layer.
+    steps: Vec<Step<'m>>,
     profiler: Profiler<'m>,
     /// The tokens whose keys and values the context holds.
     tokens: Vec<TokenId>,
@@ -137,10 +146,15 @@ impl<'m> Session<'m> {
             let activations = Scratch::activation_bytes(model, config.batch)?;
             let tokens = config.context.checked_mul(size_of::<TokenId>())?;
             let rope = Rope::required_bytes(h, config.batch)?;
+            let steps = offload::steps_max(config.batch).checked_mul(size_of::<Step<'_>>())?;
             let memory = SessionMemory {
                 kv: KvCache::required_bytes(&shape, config.context)?,
                 activations,
-                scratch: scratch.checked_sub(activations)?.checked_add(tokens)?.checked_add(rope)?,
+                scratch: scratch
+                    .checked_sub(activations)?
+                    .checked_add(tokens)?
+                    .checked_add(rope)?
+                    .checked_add(steps)?,
             };
             memory.kv.checked_add(activations)?.checked_add(memory.scratch)?;
             Some(memory)
@@ -167,6 +181,8 @@ impl<'m> Session<'m> {
             rope: Rope::new(h, model.weights().rope_factors, config.batch, &mut budget)?,
             scratch: Scratch::new(model, &shape, config.batch, config.threads, &mut budget)?,
             parallel: &Serial,
+            offload: &NoOffload,
+            steps: budget.reserve(offload::steps_max(config.batch))?,
             profiler: Profiler::default(),
             tokens: budget.reserve(config.context)?,
             exact: 0,
@@ -178,6 +194,11 @@ impl<'m> Session<'m> {
     /// Shares work with threads from here on, if they are no more than [`SessionConfig::threads`]. They change no result.
     pub fn share_work(&mut self, parallel: &'m dyn Parallel) {
         self.parallel = if parallel.width() <= self.config.threads { parallel } else { &Serial };
+    }
+
+    /// Hands work to an accelerator from here on. It changes no result.
+    pub fn offload_to(&mut self, offload: &'m dyn Offload) {
+        self.offload = offload;
     }
 
     /// Tells `profile` of every operation that ends from here on.
@@ -254,8 +275,10 @@ impl<'m> Session<'m> {
             // After the last layer's keys and values only the last token matters, and that only for its logits.
             let is_last = index + 1 == weights.layers.len();
             let first = if is_last { tokens.len() - usize::from(want_logits) } else { 0 };
-            self.attend(index, layer, tokens.len(), first);
-            self.feed_forward(layer, first, tokens.len());
+            if !self.offload_layer(index, layer, tokens.len(), first) {
+                self.attend(index, layer, tokens.len(), first);
+                self.feed_forward(layer, first, tokens.len());
+            }
         }
         if self.exact == position {
             self.exact += tokens.len();
@@ -272,20 +295,20 @@ impl<'m> Session<'m> {
         let h = self.model.hyperparameters();
         let position = self.tokens.len();
         let s = &mut self.scratch;
-        let work =
-            Work { workers: Workers { parallel: self.parallel, scratch: &s.rows }, profiler: self.profiler };
+        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
+        let work = Work { workers, offload: self.offload, profiler: self.profiler };
         let width = h.embedding_length;
         normalise(&s.state, layer.attention_norm, h, 0..count, &mut s.normed);
         work.profiler.end(Operation::Norm);
-        let matrices = [&layer.query.matrix, &layer.key.matrix, &layer.value.matrix];
-        let input = s.input.prepare(&s.normed[..count * width], width, &matrices);
-        work.profiler.end(Operation::Quantise);
         let keys = &mut s.keys[..count * h.keys_length()];
         let values = &mut s.values[..count * h.values_length()];
         let queries = &mut s.queries[..(count - first) * h.query_length()];
-        work.multiply(&layer.key, &input, keys);
-        work.multiply(&layer.value, &input, values);
-        work.multiply(&layer.query, &input.skip(first), queries);
+        let products = [
+            Product { linear: &layer.key, skip: 0, out: &mut *keys },
+            Product { linear: &layer.value, skip: 0, out: &mut *values },
+            Product { linear: &layer.query, skip: first, out: &mut *queries },
+        ];
+        work.multiply(&mut s.input, &mut s.normed[..count * width], width, products);
         for (x, norm) in [(&mut *keys, layer.key_norm), (&mut *queries, layer.query_norm)] {
             if let Some(norm) = norm {
                 rms_norm_heads(x, norm, h.rms_epsilon);
@@ -315,11 +338,10 @@ impl<'m> Session<'m> {
         attention::attend(&self.kv, index, batch, &s.attention, self.parallel);
         work.profiler.end(Operation::Attention);
 
-        let attended = &s.attended[..(count - first) * h.attention_length()];
-        let input = s.input.prepare(attended, h.attention_length(), &[&layer.attention_output.matrix]);
-        work.profiler.end(Operation::Quantise);
+        let attended = &mut s.attended[..(count - first) * h.attention_length()];
         let output = &mut s.normed[..(count - first) * width];
-        work.multiply(&layer.attention_output, &input, output);
+        let product = Product { linear: &layer.attention_output, skip: 0, out: &mut *output };
+        work.multiply(&mut s.input, attended, h.attention_length(), [product]);
         add_assign(&mut s.state[first * width..count * width], output);
         work.profiler.end(Operation::Add);
     }
@@ -328,25 +350,24 @@ impl<'m> Session<'m> {
     fn feed_forward(&mut self, layer: &Layer<'_>, first: usize, count: usize) {
         let h = self.model.hyperparameters();
         let s = &mut self.scratch;
-        let work =
-            Work { workers: Workers { parallel: self.parallel, scratch: &s.rows }, profiler: self.profiler };
+        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
+        let work = Work { workers, offload: self.offload, profiler: self.profiler };
         let width = h.embedding_length;
         let tokens = count - first;
         normalise(&s.state, layer.feed_forward_norm, h, first..count, &mut s.normed);
         work.profiler.end(Operation::Norm);
-        let matrices = [&layer.gate.matrix, &layer.up.matrix];
-        let input = s.input.prepare(&s.normed[..tokens * width], width, &matrices);
-        work.profiler.end(Operation::Quantise);
         let gate = &mut s.gate[..tokens * h.feed_forward_length];
         let up = &mut s.up[..tokens * h.feed_forward_length];
-        work.multiply(&layer.gate, &input, gate);
-        work.multiply(&layer.up, &input, up);
+        let products = [
+            Product { linear: &layer.gate, skip: 0, out: &mut *gate },
+            Product { linear: &layer.up, skip: 0, out: &mut *up },
+        ];
+        work.multiply(&mut s.input, &mut s.normed[..tokens * width], width, products);
         silu_mul(gate, up);
         work.profiler.end(Operation::Activation);
-        let input = s.input.prepare(gate, h.feed_forward_length, &[&layer.down.matrix]);
-        work.profiler.end(Operation::Quantise);
         let output = &mut s.normed[..tokens * width];
-        work.multiply(&layer.down, &input, output);
+        let product = Product { linear: &layer.down, skip: 0, out: &mut *output };
+        work.multiply(&mut s.input, gate, h.feed_forward_length, [product]);
         add_assign(&mut s.state[first * width..count * width], output);
         work.profiler.end(Operation::Add);
     }
@@ -356,32 +377,89 @@ impl<'m> Session<'m> {
         let h = self.model.hyperparameters();
         let weights = self.model.weights();
         let s = &mut self.scratch;
-        let work =
-            Work { workers: Workers { parallel: self.parallel, scratch: &s.rows }, profiler: self.profiler };
+        let workers = Workers { parallel: self.parallel, scratch: &s.rows };
+        let work = Work { workers, offload: self.offload, profiler: self.profiler };
         let width = h.embedding_length;
         normalise(&s.state, weights.output_norm, h, count - 1..count, &mut s.normed);
         work.profiler.end(Operation::Norm);
-        let input = s.input.prepare(&s.normed[..width], width, &[&weights.output.matrix]);
-        work.profiler.end(Operation::Quantise);
-        work.multiply(&weights.output, &input, &mut s.logits);
+        let product = Product { linear: &weights.output, skip: 0, out: &mut s.logits };
+        work.multiply(&mut s.input, &mut s.normed[..width], width, [product]);
     }
+}
+
+/// Buffers of the products of one input.
+const MOST_BUFFERS: usize = 4;
+
+/// A product of a matrix with an input that others may share.
+struct Product<'p> {
+    linear: &'p Linear<'p>,
+    /// Rows of the input that are left out.
+    skip: usize,
+    out: &'p mut [f32],
 }
 
 /// Who computes, and who is told.
 struct Work<'w> {
     workers: Workers<'w>,
+    offload: &'w dyn Offload,
     profiler: Profiler<'w>,
 }
 
 impl Work<'_> {
-    /// Multiplies a prepared input by a matrix, and adds the matrix' bias.
-    fn multiply(&self, linear: &Linear<'_>, input: &Input<'_>, out: &mut [f32]) {
-        matmul(&linear.matrix, input, &self.workers, out);
-        self.profiler.end(Operation::Multiply(linear.matrix.ty()));
-        if let Some(bias) = linear.bias {
-            add_bias(out, bias);
-            self.profiler.end(Operation::Add);
+    /// Multiplies `values`, rows of `columns`, by matrices, and adds their biases.
+    fn multiply<const N: usize>(
+        &self,
+        buffer: &mut InputBuffer,
+        values: &mut [f32],
+        columns: usize,
+        mut products: [Product<'_>; N],
+    ) {
+        if self.offload(values, columns, &mut products) {
+            self.profiler.end(Operation::Offload);
+        } else {
+            let input = buffer.prepare(values, columns, &products.each_ref().map(|p| &p.linear.matrix));
+            self.profiler.end(Operation::Quantise);
+            for Product { linear, skip, out } in &mut products {
+                matmul(&linear.matrix, &input.skip(*skip), &self.workers, out);
+                self.profiler.end(Operation::Multiply(linear.matrix.ty()));
+            }
         }
+        for Product { linear, out, .. } in products {
+            if let Some(bias) = linear.bias {
+                add_bias(out, bias);
+                self.profiler.end(Operation::Add);
+            }
+        }
+    }
+
+    /// Has the accelerator multiply; returns whether it did.
+    fn offload<const N: usize>(
+        &self,
+        values: &mut [f32],
+        columns: usize,
+        products: &mut [Product<'_>; N],
+    ) -> bool {
+        let tokens = values.len() / columns.max(1);
+        let stride = columns * size_of::<f32>();
+        let steps: [_; N] = core::array::from_fn(|i| {
+            let Product { linear, skip, .. } = &products[i];
+            let matrix = &linear.matrix;
+            Step::Multiply {
+                ty: matrix.ty(),
+                matrix: matrix.data(),
+                rows: matrix.rows(),
+                columns,
+                tokens: tokens.saturating_sub(*skip),
+                bias: None,
+                input: Place { buffer: 0, offset: skip * stride, stride },
+                output: Place { buffer: i + 1, offset: 0, stride: matrix.rows() * size_of::<f32>() },
+            }
+        });
+        let mut buffers: [&mut [u8]; MOST_BUFFERS] = Default::default();
+        let rows = core::iter::once(values).chain(products.iter_mut().map(|product| &mut *product.out));
+        buffers.iter_mut().zip(rows).for_each(|(buffer, rows)| *buffer = rows.as_mut_bytes());
+        let used = buffers.get_mut(..=N).unwrap_or_default();
+        self.offload.run(used, &steps)
     }
 }
 

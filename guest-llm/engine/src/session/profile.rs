@@ -14,6 +14,8 @@ pub enum Operation {
     Quantise,
     /// Multiplying by a matrix of this format.
     Multiply(TensorType),
+    /// Waiting for the accelerator.
+    Offload,
     /// Rotary position embedding.
     Rope,
     /// Storing keys and values.
@@ -34,6 +36,7 @@ impl Operation {
             Operation::Norm => "norm",
             Operation::Quantise => "quantise",
             Operation::Multiply(_) => "multiply",
+            Operation::Offload => "offload",
             Operation::Rope => "rope",
             Operation::Store => "store",
             Operation::Attention => "attention",

@@ -12,7 +12,7 @@ use crate::model::{Hyperparameters, RopePairs, RopeScaling};
 #[derive(Debug)]
 pub struct Rope {
     frequencies: Vec<f32>,
-    rotations: Vec<(f32, f32)>,
+    rotations: Vec<[f32; 2]>,
     /// Factor of what is rotated.
     magnitude: f32,
     pairs: RopePairs,
@@ -22,7 +22,7 @@ pub struct Rope {
 impl Rope {
     /// Bytes that [`Rope::new`] allocates.
     pub fn required_bytes(h: &Hyperparameters, batch: usize) -> Option<usize> {
-        let rotations = batch.checked_mul(size_of::<(f32, f32)>())?;
+        let rotations = batch.checked_mul(size_of::<[f32; 2]>())?;
         (h.rope_dimension_count / 2).checked_mul(rotations.checked_add(size_of::<f32>())?)
     }
 
@@ -45,7 +45,7 @@ impl Rope {
         }
         Ok(Rope {
             frequencies,
-            rotations: budget.filled((1.0, 0.0), count * batch)?,
+            rotations: budget.filled([1.0, 0.0], count * batch)?,
             magnitude: magnitude(h),
             pairs: h.architecture.rope_pairs(),
             head_length: h.key_length,
@@ -58,7 +58,7 @@ impl Rope {
         for (row, position) in rows.zip(start..start + count) {
             for (rotation, frequency) in row.iter_mut().zip(&self.frequencies) {
                 let angle = position as f32 * frequency;
-                *rotation = (libm::cosf(angle) * self.magnitude, libm::sinf(angle) * self.magnitude);
+                *rotation = [libm::cosf(angle) * self.magnitude, libm::sinf(angle) * self.magnitude];
             }
         }
     }
@@ -69,17 +69,27 @@ impl Rope {
         for (rotation, frequency) in self.rotations.iter_mut().zip(&self.frequencies) {
             let angle = distance as f32 * frequency;
             // The key has its magnitude already.
-            *rotation = (libm::cosf(angle), -libm::sinf(angle));
+            *rotation = [libm::cosf(angle), -libm::sinf(angle)];
         }
     }
 
     /// The rotations of the batch's positions, in order.
-    pub fn rotations(&self) -> impl Iterator<Item = &[(f32, f32)]> {
+    pub fn rotations(&self) -> impl Iterator<Item = &[[f32; 2]]> {
         self.rotations.chunks_exact(self.frequencies.len().max(1))
     }
 
+    /// The same, one after another.
+    pub fn all(&mut self) -> &mut [[f32; 2]] {
+        &mut self.rotations
+    }
+
+    /// Pairs of a head, and whether they are its halves' elements.
+    pub fn pairs(&self) -> (usize, bool) {
+        (self.frequencies.len(), self.pairs == RopePairs::Halves)
+    }
+
     /// Rotates every head of `x` by one of [`Rope::rotations`].
-    pub fn rotate(&self, x: &mut [f32], rotation: &[(f32, f32)]) {
+    pub fn rotate(&self, x: &mut [f32], rotation: &[[f32; 2]]) {
         match self.pairs {
             RopePairs::Neighbours => rope_rotate_neighbours(x, self.head_length, rotation),
             RopePairs::Halves => rope_rotate_halves(x, self.head_length, rotation),

@@ -24,6 +24,12 @@ pub struct Scratch {
     pub gate: Vec<f32>,
     pub up: Vec<f32>,
     pub input: InputBuffer,
+    /// For an accelerator, which writes nothing that it reads: rotated or normalised queries and keys, or what is activated.
+    pub spare: Vec<f32>,
+    /// For an accelerator: states after attention.
+    pub middle: Vec<f32>,
+    /// For an accelerator: states after the layer.
+    pub next: Vec<f32>,
     /// One for each thread.
     pub attention: Vec<SpinMutex<AttentionScratch>>,
     /// One for each thread.
@@ -39,6 +45,13 @@ fn lengths(model: &Model<'_>) -> ([usize; 8], usize) {
     let (attention, query) = (h.attention_length(), h.query_length());
     let per_token = [width, width, query, h.keys_length(), h.values_length(), attention, hidden, hidden];
     (per_token, width.max(hidden).max(attention))
+}
+
+/// Elements per token of the buffers for an accelerator, in order.
+fn spare_lengths(model: &Model<'_>) -> [usize; 3] {
+    let h = model.hyperparameters();
+    let spare = h.feed_forward_length.max(h.query_length() + h.keys_length());
+    [spare, h.embedding_length, h.embedding_length]
 }
 
 /// The forms of activations that the model's matrices want.
@@ -68,7 +81,11 @@ impl Scratch {
             RowScratch::required_bytes(longest, batch).checked_add(size_of::<SpinMutex<RowScratch>>())?;
         let attention = AttentionScratch::required_bytes(kv, group_queries(model, batch))?
             .checked_add(size_of::<SpinMutex<AttentionScratch>>())?;
-        Self::activation_bytes(model, batch)?.checked_add(rows.checked_add(attention)?.checked_mul(threads)?)
+        let spare =
+            spare_lengths(model).iter().sum::<usize>().checked_mul(batch)?.checked_mul(size_of::<f32>())?;
+        Self::activation_bytes(model, batch)?
+            .checked_add(spare)?
+            .checked_add(rows.checked_add(attention)?.checked_mul(threads)?)
     }
 
     /// Allocates for batches of `batch` tokens and so many threads.
@@ -87,6 +104,7 @@ impl Scratch {
             let queries = group_queries(model, batch);
             attention.push(SpinMutex::new(AttentionScratch::new(kv, queries, budget)?));
         }
+        let [spare, middle, next] = spare_lengths(model);
         let mut rows = |length: usize| budget.filled(0.0, length * batch);
         Ok(Scratch {
             state: rows(state)?,
@@ -97,6 +115,9 @@ impl Scratch {
             attended: rows(attended)?,
             gate: rows(gate)?,
             up: rows(up)?,
+            spare: rows(spare)?,
+            middle: rows(middle)?,
+            next: rows(next)?,
             input: InputBuffer::new(longest * batch, forms(model), budget)?,
             attention,
             rows: scratch,
