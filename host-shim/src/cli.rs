@@ -151,7 +151,7 @@ pub struct RunArgs {
     /// Partition image
     #[arg(long, value_name = "FILE", default_value = crate::IMAGE_PATH)]
     pub image: PathBuf,
-    /// Compute without the NPU (this version always does)
+    /// Compute without the NPU
     #[arg(long)]
     pub no_npu: bool,
     /// Print one JSON object at the end; needs a prompt
@@ -204,6 +204,7 @@ impl RunArgs {
             },
             stop: self.stop.clone(),
             schema,
+            no_npu: self.no_npu,
             ..Request::new(
                 self.prompt.clone().unwrap_or_default(),
                 if self.raw { Form::Raw } else { Form::Independent },

@@ -31,6 +31,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// JSON schema that the answer follows.
     pub schema: Option<String>,
+    /// Without the NPU.
+    pub no_npu: bool,
 }
 
 /// What surrounds a prompt.
@@ -59,6 +61,7 @@ impl Request {
             sampling: Sampling::default(),
             stop: Vec::new(),
             schema: None,
+            no_npu: false,
         }
     }
 
@@ -102,6 +105,9 @@ impl Request {
         };
         if self.shift.is_some() {
             flags |= session::REQUEST_SHIFT;
+        }
+        if self.no_npu {
+            flags |= session::REQUEST_NO_NPU;
         }
         let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         let head = session::Request {
@@ -181,6 +187,7 @@ mod tests {
             },
             stop: vec!["\n\n".into(), "水".into()],
             schema: Some("{}".into()),
+            no_npu: true,
             ..Request::new("wake me", Form::Turn)
         };
         let bytes = request.to_bytes().unwrap();
@@ -194,6 +201,7 @@ mod tests {
                 | session::REQUEST_SYSTEM
                 | session::REQUEST_NO_THINK
                 | session::REQUEST_SHIFT
+                | session::REQUEST_NO_NPU
         );
         assert_eq!((head.cache, head.keep), (session::cache::Q8_0, 6));
         assert_eq!((head.max_tokens, head.context, head.seed, head.top_k), (5, 99, 3, 7));

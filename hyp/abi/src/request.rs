@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// [`Request::version`] of this layout. A number that no field of an older one is likely to have in its place.
-pub const REQUEST_VERSION: u32 = 0x5251_0003;
+pub const REQUEST_VERSION: u32 = 0x5251_0004;
 /// The most stop strings.
 pub const STOP_COUNT_MAX: usize = 16;
 /// Longest JSON schema in bytes.
@@ -78,8 +78,15 @@ pub const REQUEST_THINK: u32 = 8;
 pub const REQUEST_NO_THINK: u32 = 16;
 /// [`Request::flags`]: when the context is full, the oldest half of it is forgotten, and the answer goes on.
 pub const REQUEST_SHIFT: u32 = 32;
-const KNOWN_FLAGS: u32 =
-    REQUEST_RAW | REQUEST_CHAT | REQUEST_SYSTEM | REQUEST_THINK | REQUEST_NO_THINK | REQUEST_SHIFT;
+/// [`Request::flags`]: the NPU is not to be used.
+pub const REQUEST_NO_NPU: u32 = 64;
+const KNOWN_FLAGS: u32 = REQUEST_RAW
+    | REQUEST_CHAT
+    | REQUEST_SYSTEM
+    | REQUEST_THINK
+    | REQUEST_NO_THINK
+    | REQUEST_SHIFT
+    | REQUEST_NO_NPU;
 
 impl Default for Request {
     /// Greedy, without filters and texts.
@@ -247,7 +254,7 @@ mod tests {
             parse_request(&whole(request, &TEXTS)).unwrap_err()
         };
         assert!(with(|request| request.version = 1).contains("version"));
-        assert!(with(|request| request.flags |= 64).contains("unknown"));
+        assert!(with(|request| request.flags |= 128).contains("unknown"));
         assert!(with(|request| request.keep = 1).contains("forgets none"));
         assert!(with(|request| request.cache = 4).contains("unknown format"));
         assert!(with(|request| request.reserved = 1).contains("unknown"));
