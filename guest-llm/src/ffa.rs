@@ -63,6 +63,12 @@ pub fn region(index: u64) -> Result<Region, Status> {
     Ok(Region { ipa: x[0], page_count: x[1], kind: x[2] })
 }
 
+/// One of the operations on the NPU.
+pub fn npu(operation: u64) -> Result<[u64; 4], Status> {
+    // SAFETY: whoever loses the NPU loses its accesses to memory; whoever gets it has asked nothing of it yet.
+    unsafe { service(operation, [0; 4]) }
+}
+
 /// Shares the page at `ipa` with the host.
 ///
 /// # Safety
@@ -139,6 +145,15 @@ pub fn log(text: &str) {
         // SAFETY: FFA_CONSOLE_LOG touches no memory.
         unsafe { arch::smc(&mut x) };
     }
+}
+
+/// Writes a line to the log.
+pub fn log_line(line: core::fmt::Arguments<'_>) {
+    // On the stack, since the heap may be what is missing. What does not fit is cut off, by `write_fmt`'s error.
+    let mut text = arrayvec::ArrayString::<96>::new();
+    let _ = core::fmt::Write::write_fmt(&mut text, line);
+    log(&text);
+    log("\n");
 }
 
 /// Makes any FF-A call with x0-x5; returns x0-x7.

@@ -23,6 +23,13 @@ pub const MODEL_MAX: u64 = 64 << 30;
 /// Most bytes that are borrowed at a time.
 pub const BORROWED_MAX: u64 = 64 << 20;
 
+/// Where the GiB is mapped in which the NPU's registers are.
+pub const NPU: u64 = 0x40_0000_0000;
+/// IPA of that GiB: the first behind all memory.
+pub const NPU_IPA: u64 = manifest::IPA_LIMIT;
+/// Bytes of it.
+pub const NPU_SIZE: u64 = 1 << 30;
+
 /// Positions of the regions in the manifest, for the REGION operation.
 pub mod region {
     /// Heap.

@@ -3,7 +3,7 @@
 //! [`serve`](mod@serve) is the product: the session between the host and the inference engine, free of unsafe code and of
 //! anything that needs the CPU, and tested on the development machine. [`layout`] says where things lie. The rest exists in
 //! the images only (`target_os = "none"`): start-up and tables in [`arch`], calls in `ffa`, given pages in `memory`, vCPUs
-//! in `vcpu`. [`pool`] shares work between vCPUs, and is tested with threads.
+//! in `vcpu`; [`npu`] lets the NPU work for the engine. [`pool`] shares work between vCPUs, and is tested with threads.
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;
@@ -14,6 +14,7 @@ pub mod ffa;
 pub mod layout;
 #[cfg(target_os = "none")]
 pub mod memory;
+pub mod npu;
 pub mod serve;
 #[cfg(target_os = "none")]
 pub mod vcpu;

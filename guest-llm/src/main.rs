@@ -4,9 +4,13 @@
 
 #[cfg(target_os = "none")]
 mod image {
-    use flexserve_engine::Parallel;
+    extern crate alloc;
+
+    use alloc::boxed::Box;
+    use flexserve_engine::{NoOffload, Offload, Parallel};
     use guest_llm::layout::VCPU_COUNT;
     use guest_llm::memory::{Host, SharedPool};
+    use guest_llm::npu::device::{Broker, Npu, Partition};
     use guest_llm::serve::{End, LEAST_HEAP, Platform, serve};
     use guest_llm::virtio::frames::Frames;
     use guest_llm::virtio::stream::Stream;
@@ -16,8 +20,10 @@ mod image {
 
     guest_llm::partition!(*b"guest-llm\0\0\0\0\0\0\0", main, vcpu::serve);
 
-    /// The hypervisor and the allocator.
-    struct Hypervisor;
+    /// The hypervisor and the allocator, and the NPU if there is one.
+    struct Hypervisor {
+        npu: Option<&'static Npu>,
+    }
 
     impl Platform for Hypervisor {
         fn kick(&self) {
@@ -48,16 +54,25 @@ mod image {
             &vcpu::POOL
         }
 
+        fn offload(&self) -> &'static dyn Offload {
+            self.npu.map_or(&NoOffload, |npu| npu)
+        }
+
+        fn use_offload(&self, wanted: bool) {
+            if let Some(npu) = self.npu {
+                npu.enable(wanted);
+                if !wanted {
+                    npu.report();
+                }
+            }
+        }
+
         fn threads(&self) -> usize {
             VCPU_COUNT
         }
 
         fn log(&self, line: core::fmt::Arguments<'_>) {
-            // On the stack, since the heap may be what is missing. What does not fit is cut off, by `write_fmt`'s error.
-            let mut text = arrayvec::ArrayString::<96>::new();
-            let _ = core::fmt::Write::write_fmt(&mut text, line);
-            ffa::log(&text);
-            ffa::log("\n");
+            ffa::log_line(line);
         }
     }
 
@@ -73,8 +88,9 @@ mod image {
             ffa::exit(EXIT_NO_MEMORY);
         }
         vcpu::start_others();
+        let npu = Broker::find().map(|broker| &*Box::leak(Box::new(Npu::new(broker, Partition))));
         let end = match Stream::<SharedPool, Host>::connect(slot, STREAM_PORT, Host) {
-            Ok(stream) => serve(Frames::new(stream), memory.model, start, &Hypervisor),
+            Ok(stream) => serve(Frames::new(stream), memory.model, start, &Hypervisor { npu }),
             Err(fault) => fault.into(),
         };
         ffa::exit(end.exit_code())

@@ -46,6 +46,14 @@ pub fn ticks() -> u64 {
     value
 }
 
+/// Ticks of [`ticks`] in a second.
+pub fn ticks_per_second() -> u64 {
+    let value;
+    // SAFETY: reading CNTFRQ_EL0 has no side effect.
+    unsafe { asm!("mrs {}, cntfrq_el0", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
 /// Returns this partition's FF-A id, kept in TPIDR_EL1, where the exception vectors find it too.
 pub fn endpoint_id() -> u64 {
     let value;

@@ -3,13 +3,14 @@
 //! Whole regions are mapped, in blocks of 2 MiB (image) and 1 GiB (the rest); which pages of them exist is the business
 //! of stage 2 alone, and a touch of one that was not given ends in the hypervisor. So nothing here ever changes while the
 //! partition runs: the tables lie in read-only memory, and no code in the partition edits them. Nothing is both writable
-//! and executable, no device is mapped, and nothing is reachable from EL0.
+//! and executable, and nothing is reachable from EL0. One GiB is no identity: the NPU's registers, whose IPA is beyond the
+//! addresses of stage 1.
 //!
 //! Descriptors: Arm ARM (DDI 0487) D8.3, "VMSAv8-64 block and page descriptors".
 
 use hyp_abi::manifest::layout;
 
-use crate::layout::{DATA, HEAP_MAX, MODEL_MAX, RODATA, TEXT, WINDOW_SIZE};
+use crate::layout::{DATA, HEAP_MAX, MODEL_MAX, NPU, NPU_IPA, RODATA, TEXT, WINDOW_SIZE};
 
 /// 512 descriptors, aligned as the walker wants them.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +36,11 @@ pub const CONSTANT: u64 = NORMAL | READ_ONLY | NEVER_EL1;
 /// Block attributes: data.
 pub const WRITABLE: u64 = NORMAL | NEVER_EL1;
 
-/// MAIR_EL1: attribute 0 is normal memory, write-back, read and write allocate.
-pub const MAIR: u64 = 0xFF;
+/// Block attributes: registers. Attribute 1 of [`MAIR`].
+pub const DEVICE: u64 = BLOCK | 1 << 2 | ACCESSED | NEVER_EL0 | NEVER_EL1;
+
+/// MAIR_EL1: attribute 0 is normal memory, write-back, read and write allocate; attribute 1 is Device-nGnRE.
+pub const MAIR: u64 = 0x04FF;
 /// TCR_EL1 without IPS: T0SZ 25, write-back inner-shareable walks, 4 KiB, no TTBR1.
 pub const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23;
 /// SCTLR_EL1: RES1 bits, MMU, caches, SP alignment check, WXN.
@@ -66,7 +70,8 @@ const fn root() -> Table {
     // The second table of TABLES, which `link.ld` puts first in the read-only data.
     table.0[0] = (RODATA + size_of::<Table>() as u64) | TABLE;
     let table = fill(table, layout::HEAP, HEAP_MAX, GIB, WRITABLE | NON_SECURE);
-    let table = fill(table, layout::SESSION, GIB, GIB, WRITABLE | NON_SECURE);
+    let mut table = fill(table, layout::SESSION, GIB, GIB, WRITABLE | NON_SECURE);
+    table.0[(NPU / GIB) as usize] = NPU_IPA | DEVICE | NON_SECURE;
     fill(table, layout::MODEL, MODEL_MAX, GIB, CONSTANT | NON_SECURE)
 }
 
@@ -93,7 +98,8 @@ mod tests {
             return None;
         }
         let output = entry & 0x0000_FFFF_FFFF_F000;
-        assert_eq!(output, address / size * size, "not an identity at {address:#x}");
+        let expected = if address / GIB == NPU / GIB { NPU_IPA } else { address / size * size };
+        assert_eq!(output, expected, "mapped wrongly at {address:#x}");
         Some(entry & !0x0000_FFFF_FFFF_F000)
     }
 
@@ -106,6 +112,7 @@ mod tests {
             (layout::HEAP, HEAP_MAX, WRITABLE | NON_SECURE),
             (layout::SESSION, GIB, WRITABLE | NON_SECURE),
             (layout::MODEL, MODEL_MAX, CONSTANT | NON_SECURE),
+            (NPU, GIB, DEVICE | NON_SECURE),
         ];
         let mut address = 0;
         while address < 1 << 39 {

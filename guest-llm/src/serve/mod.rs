@@ -16,13 +16,13 @@ use core::fmt::Write;
 
 use arrayvec::{ArrayString, ArrayVec};
 use flexserve_engine::{
-    self as engine, Constraint, Conversation, Event, Flow, Grammar, KvFormat, Limits, Model, Parallel,
-    Sampling, Serial, SessionConfig, StopReason, TokenIndex, generate,
+    self as engine, Constraint, Conversation, Event, Flow, Grammar, KvFormat, Limits, Model, NoOffload,
+    Offload, Parallel, Sampling, Serial, SessionConfig, StopReason, TokenIndex, generate,
 };
 use hyp_abi::session::{
-    Channel, Done, Failure, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_NO_THINK, REQUEST_RAW,
-    REQUEST_SHIFT, REQUEST_THINK, Ready, Request, RingError, STOP_COUNT_MAX, cache, failure, frame,
-    parse_request,
+    Channel, Done, Failure, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_NO_NPU, REQUEST_NO_THINK,
+    REQUEST_RAW, REQUEST_SHIFT, REQUEST_THINK, Ready, Request, RingError, STOP_COUNT_MAX, cache, failure,
+    frame, parse_request,
 };
 use zerocopy::IntoBytes;
 
@@ -46,6 +46,12 @@ pub trait Platform {
     fn parallel(&self) -> &'static dyn Parallel {
         &Serial
     }
+    /// The accelerator that the engine may use.
+    fn offload(&self) -> &'static dyn Offload {
+        &NoOffload
+    }
+    /// Says whether the accelerator is to be used from here on. If not, it may be lent to others.
+    fn use_offload(&self, _wanted: bool) {}
     /// The most threads that these will ever be.
     fn threads(&self) -> usize {
         1
@@ -152,21 +158,23 @@ fn run<C: Channel<Error: Into<End>>, P: Platform>(
         let (kind, length) = link.wait_for(&mut payload)?;
         let payload = payload.get(..length).unwrap_or(&[]);
         match kind {
-            frame::REQUEST => match answer(&mut context, payload, link)? {
-                Ok(done) => {
-                    platform.log(format_args!("request done, stop {}", done.stop));
-                    link.send(frame::DONE, done.as_bytes(), &[])?;
+            frame::REQUEST => {
+                match answer(&mut context, payload, link).inspect(|_| platform.use_offload(false))? {
+                    Ok(done) => {
+                        platform.log(format_args!("request done, stop {}", done.stop));
+                        link.send(frame::DONE, done.as_bytes(), &[])?;
+                    }
+                    Err(Refusal::Malformed(what)) => {
+                        platform.log(format_args!("request refused, code {}", failure::REQUEST));
+                        link.fail(failure::REQUEST, 0, format_args!("{what}"))?;
+                    }
+                    Err(Refusal::Engine(error)) => {
+                        platform.log(format_args!("request refused, code {}", blame(&error, true)));
+                        let missing = missing(&error, platform.heap_free());
+                        link.fail(blame(&error, true), missing, format_args!("{error}"))?;
+                    }
                 }
-                Err(Refusal::Malformed(what)) => {
-                    platform.log(format_args!("request refused, code {}", failure::REQUEST));
-                    link.fail(failure::REQUEST, 0, format_args!("{what}"))?;
-                }
-                Err(Refusal::Engine(error)) => {
-                    platform.log(format_args!("request refused, code {}", blame(&error, true)));
-                    let missing = missing(&error, platform.heap_free());
-                    link.fail(blame(&error, true), missing, format_args!("{error}"))?;
-                }
-            },
+            }
             // It crossed the end of the answer that it was to stop.
             frame::CANCEL => {}
             frame::RESET => context.conversation = Conversation::new(),
@@ -280,6 +288,7 @@ impl<'m> Context<'m> {
                 self.conversation = Conversation::new();
                 let mut session = engine::Session::new(self.model, &config)?;
                 session.share_work(platform.parallel());
+                session.offload_to(platform.offload());
                 session
             }
         };
@@ -314,6 +323,7 @@ fn answer<C: Channel<Error: Into<End>>, P: Platform>(
         let head = &parts.request;
         let stop: ArrayVec<&str, STOP_COUNT_MAX> = parts.stops().take(STOP_COUNT_MAX).collect();
         platform.grow();
+        platform.use_offload(head.flags & REQUEST_NO_NPU == 0);
         let grammar = match parts.schema {
             Some(schema) => Some(context.compile(schema, platform)?),
             None => None,
