@@ -35,6 +35,19 @@ pub enum Command {
         #[arg(long)]
         quick: bool,
     },
+    /// Multiplies matrices on the NPU as a program of the host; with arguments of `flexserve run`, also beside a partition that
+    /// uses it; prints one event line
+    NpuBench {
+        /// How long, without a partition
+        #[arg(long, value_name = "N", default_value_t = 5)]
+        seconds: u64,
+        /// Rounds with a partition
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        rounds: usize,
+        /// What the partition is to do
+        #[arg(last = true, value_name = "ARGUMENTS")]
+        run: Vec<String>,
+    },
     /// Measures what changes of the NPU's owner cost, for partitions of several sizes, and what entering a partition or the
     /// hypervisor costs; prints one event line
     SwitchBench {

@@ -6,12 +6,14 @@
 //!
 //! Dependencies point downwards: programs (`src/bin`) -> [`cli`], [`job`], [`output`], [`interactive`] -> [`vmm`] -> [`session`], [`load`],
 //! [`image`], [`measure`], [`heap`] -> [`machine`]. [`device`] is the machine of the kernel module, with [`virtio`] below it; tests use a fake one.
-//! Unsafe code lives in [`sys`] only.
+//! Unsafe code lives in [`sys`] and, for memory that the NPU reaches, in [`dma`].
 #![deny(unsafe_code)]
 
 pub mod bench;
 pub mod cli;
 pub mod device;
+#[allow(unsafe_code)]
+pub mod dma;
 pub mod error;
 pub mod events;
 pub mod heap;
@@ -23,6 +25,7 @@ pub mod machine;
 pub mod measure;
 pub mod model;
 pub mod npu;
+pub mod npu_bench;
 pub mod output;
 pub mod report;
 pub mod request;

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use hyp_abi::service::npu;
 
+use crate::dma::Memory;
 use crate::error::{Code, Error, Result};
 use crate::machine::CallError;
-use crate::sys::{self, Command, Registers};
+use crate::sys::{self, Command, Mapping, Registers};
 
 /// Where the module's device is.
 pub const NPU_PATH: &str = "/dev/flexserve-npu";
@@ -91,6 +92,17 @@ impl HostNpu {
     /// EACCES: it was taken away before.
     pub fn release(&self) -> std::result::Result<State, CallError> {
         self.call(2)
+    }
+
+    /// Allocates memory that the NPU reaches, until the file is closed.
+    ///
+    /// # Errors
+    /// The module's.
+    pub fn memory(&self, bytes: u64) -> std::result::Result<Memory, CallError> {
+        let [address, offset, ..] = sys::call(self.0.as_fd(), Command::NpuMemory { bytes })?;
+        let map = Mapping::new(&self.0, offset, bytes.next_multiple_of(hyp_abi::PAGE_SIZE) as usize, true);
+        let map = map.map_err(|errno| CallError { call: "mmap", errno, status: 0, detail: offset })?;
+        Ok(Memory::new(map, address))
     }
 
     /// Maps its registers.

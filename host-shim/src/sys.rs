@@ -176,7 +176,7 @@ pub fn call(device: BorrowedFd<'_>, mut command: Command<'_>) -> Result<[u64; OU
 }
 
 /// A mapping, unmapped when it is dropped.
-struct Mapping {
+pub struct Mapping {
     start: NonNull<core::ffi::c_void>,
     size: usize,
 }
@@ -187,7 +187,21 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(file: impl AsFd, offset: u64, size: usize, write: bool) -> Result<Self, Errno> {
+    /// Where it starts.
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr().cast()
+    }
+
+    /// Its bytes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Maps a file from an offset on; shared if it is to be written.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn new(file: impl AsFd, offset: u64, size: usize, write: bool) -> Result<Self, Errno> {
         let size_or_page = size.try_into().map_err(|_| Errno::EINVAL)?;
         let (protection, flags) = match write {
             true => (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED),

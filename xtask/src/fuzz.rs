@@ -20,7 +20,8 @@ use crate::paths::Paths;
 use crate::process;
 
 /// The targets, which `tests/fuzz/src/lib.rs` describes.
-pub const TARGETS: &[&str] = &["hypervisor", "image", "model", "schema", "session", "template", "tokenizer"];
+pub const TARGETS: &[&str] =
+    &["hypervisor", "image", "model", "npu", "schema", "session", "template", "tokenizer"];
 /// Sanitizers need an unstable compiler, and the harnesses are safe code but for a few lines.
 const BUILD: &[&str] =
     &["fuzz", "build", "--fuzz-dir", "tests/fuzz/targets", "--sanitizer", "none", "--release"];

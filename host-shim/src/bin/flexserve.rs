@@ -17,11 +17,11 @@ use flexserve::load::Load;
 use flexserve::machine::Machine;
 use flexserve::output::{Mode, Output};
 use flexserve::report::{Report, hex};
-use flexserve::switch_bench;
 use flexserve::template::{HostTemplate, WARNING, render_limited};
 use flexserve::virtio::block::scratch;
 use flexserve::vmm::{Live, Options, run, with_partition};
 use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
+use flexserve::{npu_bench, switch_bench};
 use hyp_abi::ffa;
 use hyp_abi::service::INFO_FAULT_KNOBS;
 use hyp_abi::stats::{Cost, PartitionStats, SwitchCost, state};
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Run(args) => return answer(&args),
         Command::FlexmemBench { quick } => flexmem_bench(quick),
         Command::SwitchBench { quick } => switch_bench(quick),
+        Command::NpuBench { seconds, rounds, run } => npu_bench(seconds, rounds, &run),
         Command::Ps => ps(),
         Command::RenderTemplate => render_limited(),
         Command::Logs { id } => logs(id),
@@ -198,6 +199,17 @@ fn flexmem_bench(quick: bool) -> Result<()> {
         rows.extend(bench::flexmem(&Device::open(Path::new(DEVICE_PATH))?, counts, resident, rounds)?);
     }
     let object = json!({"event": "result", "ticks_per_second": ticks_per_second, "flexmem": rows});
+    println!("{}{object}", char::from(flexserve::events::RECORD_SEPARATOR));
+    Ok(())
+}
+
+fn npu_bench(seconds: u64, rounds: usize, run: &[String]) -> Result<()> {
+    let mut client = npu_bench::Client::open()?;
+    let result = match run {
+        [] => json!({"host": npu_bench::alone(&mut client, seconds)?}),
+        run => json!(npu_bench::shared(&mut client, run, rounds)?),
+    };
+    let object = json!({"event": "result", "npu": result});
     println!("{}{object}", char::from(flexserve::events::RECORD_SEPARATOR));
     Ok(())
 }

@@ -213,7 +213,7 @@ impl World {
         self.note_handle(function, &guest);
         match next {
             Next::Host => drop(self.inside.swap_remove(index)),
-            Next::Resume => drop(self.hypervisor.take_pending(slot, vcpu)),
+            Next::Resume | Next::NoDevice => drop(self.hypervisor.take_pending(slot, vcpu)),
         }
     }
 

@@ -8,6 +8,7 @@
 //! | [`tokenizer`] | the engine | whoever made the file, and the user | vocabulary, merges, text |
 //! | [`schema`] | the engine | the user | JSON schema |
 //! | [`template`] | the host's renderer | whoever made the file | chat template |
+//! | [`npu`] | the model of the NPU | whoever owns it, and QEMU | virtqueues, job lists, vhost-user messages |
 //! | [`image`] | the VMM and the packer | whoever made the file | ELF, manifest, job |
 //!
 //! A harness panics when a rule is broken, never on bad input. `targets/` wraps each for libFuzzer, which `cargo xtask
@@ -17,6 +18,7 @@
 mod hypervisor;
 mod image;
 mod model;
+mod npu;
 mod schema;
 mod session;
 mod template;
@@ -27,6 +29,7 @@ mod tokenizer;
 pub use hypervisor::hypervisor;
 pub use image::image;
 pub use model::model;
+pub use npu::npu;
 pub use schema::schema;
 pub use session::session;
 pub use template::template;

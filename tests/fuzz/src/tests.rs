@@ -4,10 +4,11 @@ use std::path::Path;
 
 type Harness = fn(&[u8]);
 
-const HARNESSES: [(&str, Harness); 7] = [
+const HARNESSES: [(&str, Harness); 8] = [
     ("hypervisor", crate::hypervisor),
     ("image", crate::image),
     ("model", crate::model),
+    ("npu", crate::npu),
     ("schema", crate::schema),
     ("session", crate::session),
     ("template", crate::template),

@@ -130,6 +130,11 @@ fn measure(paths: &Paths, llama: &Llama, programs: &Programs, case: &Case, pairs
     }))
 }
 
+/// A large model of random weights.
+pub fn large(paths: &Paths, format: &'static str) -> Result<PathBuf> {
+    model(paths, &cargo::engine(paths)?, &native(format, false))
+}
+
 /// A model of random weights.
 fn model(paths: &Paths, program: &Path, case: &Case) -> Result<PathBuf> {
     let dir = paths.target("bench/models");

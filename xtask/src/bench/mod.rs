@@ -4,10 +4,11 @@
 mod boot;
 mod engine;
 mod flexmem;
+mod npu;
 mod report;
 mod switches;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
@@ -58,7 +59,7 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
         report.insert("engine".into(), engine::run(paths, &setup, args.quick, &print)?);
     }
     let switches = chosen("npu-switch") || chosen("world-switch");
-    if chosen("flexmem") || chosen("boot") || switches {
+    if chosen("flexmem") || chosen("boot") || chosen("engine") || switches {
         let products = build::all(paths, &setup, Variant::Shipped)?;
         let bench = Bench { paths, setup, products, quick: args.quick };
         if chosen("flexmem") {
@@ -66,6 +67,9 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
         }
         if chosen("boot") {
             report.insert("boot".into(), boot::run(&bench)?);
+        }
+        if chosen("engine") {
+            report.insert("npu".into(), npu::run(&bench)?);
         }
         if switches {
             report.extend(switches::run(&bench)?);
@@ -89,8 +93,20 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
 impl Bench<'_> {
     /// Boots `machine` with `job`; `name` is that of its folder.
     fn boot(&self, name: &str, machine: &Machine, bare: bool, job: Value) -> Result<Finished> {
+        self.boot_with(name, machine, bare, job, Vec::new())
+    }
+
+    /// The same, with models in the host's file system.
+    fn boot_with(
+        &self,
+        name: &str,
+        machine: &Machine,
+        bare: bool,
+        job: Value,
+        models: Vec<PathBuf>,
+    ) -> Result<Finished> {
         let (dir, _lock) = self.paths.state("bench", name)?;
-        let initrd = build::initramfs(&self.products, &Contents { job, ..Contents::default() })?;
+        let initrd = build::initramfs(&self.products, &Contents { job, models, ..Contents::default() })?;
         let kernel = self.paths.at(&self.setup.kernel.image);
         let bare_machine = machine.bare();
         let (machine, boot) = if bare {
