@@ -228,7 +228,7 @@ impl<H: Hal, B: Broker> Lease<H, B> {
     /// Stops the device, if it is running and still there.
     fn stop(&mut self) -> Result<(), Refusal> {
         match self.npu.take().map(|(_, mut npu)| npu.stop()) {
-            Some(Err(error)) => Err(*self.useless.insert(error)).map_err(Refusal::Useless),
+            Some(Err(error)) => Err(Refusal::Useless(*self.useless.insert(error))),
             _ => Ok(()),
         }
     }
