@@ -7,7 +7,7 @@ mod image {
     extern crate alloc;
 
     use alloc::boxed::Box;
-    use flexserve_engine::{NoOffload, Offload, Parallel};
+    use flexserve_engine::{Offload, Parallel};
     use guest_llm::layout::VCPU_COUNT;
     use guest_llm::memory::{Host, SharedPool};
     use guest_llm::npu::device::{Broker, Npu, Partition};
@@ -54,8 +54,8 @@ mod image {
             &vcpu::POOL
         }
 
-        fn offload(&self) -> &'static dyn Offload {
-            self.npu.map_or(&NoOffload, |npu| npu)
+        fn offload(&self) -> Option<&'static dyn Offload> {
+            self.npu.map(|npu| npu as &dyn Offload)
         }
 
         fn use_offload(&self, wanted: bool) {

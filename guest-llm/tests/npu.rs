@@ -135,7 +135,13 @@ impl Offload for Device<'_> {
 
 /// Logits after a prompt in batches, and after each of some tokens.
 fn logits(model: &Model<'_>, offload: Option<&dyn Offload>, kv: KvFormat) -> Vec<u32> {
-    let config = SessionConfig { batch: 20, kv, context: 64, ..SessionConfig::for_model(model) };
+    let config = SessionConfig {
+        batch: 20,
+        kv,
+        context: 64,
+        offload: offload.is_some(),
+        ..SessionConfig::for_model(model)
+    };
     let mut session = Session::new(model, &config).unwrap();
     if let Some(offload) = offload {
         session.offload_to(offload);

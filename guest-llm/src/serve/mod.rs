@@ -16,8 +16,8 @@ use core::fmt::Write;
 
 use arrayvec::{ArrayString, ArrayVec};
 use flexserve_engine::{
-    self as engine, Constraint, Conversation, Event, Flow, Grammar, KvFormat, Limits, Model, NoOffload,
-    Offload, Parallel, Sampling, Serial, SessionConfig, StopReason, TokenIndex, generate,
+    self as engine, Constraint, Conversation, Event, Flow, Grammar, KvFormat, Limits, Model, Offload,
+    Parallel, Sampling, Serial, SessionConfig, StopReason, TokenIndex, generate,
 };
 use hyp_abi::session::{
     Channel, Done, Failure, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_NO_NPU, REQUEST_NO_THINK,
@@ -47,8 +47,8 @@ pub trait Platform {
         &Serial
     }
     /// The accelerator that the engine may use.
-    fn offload(&self) -> &'static dyn Offload {
-        &NoOffload
+    fn offload(&self) -> Option<&'static dyn Offload> {
+        None
     }
     /// Says whether the accelerator is to be used from here on. If not, it may be lent to others.
     fn use_offload(&self, _wanted: bool) {}
@@ -285,10 +285,13 @@ impl<'m> Context<'m> {
                 config.context_shift = wanted.shift;
                 config.memory_limit = platform.heap_free().saturating_sub(RESERVE);
                 config.threads = platform.threads();
+                config.offload = platform.offload().is_some();
                 self.conversation = Conversation::new();
                 let mut session = engine::Session::new(self.model, &config)?;
                 session.share_work(platform.parallel());
-                session.offload_to(platform.offload());
+                if let Some(offload) = platform.offload() {
+                    session.offload_to(offload);
+                }
                 session
             }
         };

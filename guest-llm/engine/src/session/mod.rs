@@ -43,6 +43,8 @@ pub struct SessionConfig {
     pub context_shift: Option<usize>,
     /// Threads that [`Session::share_work`] may bring, for each of which there is scratch memory; at least 1.
     pub threads: usize,
+    /// Whether there is memory for what an accelerator writes ([`Session::offload_to`]); without, it gets products alone.
+    pub offload: bool,
     /// Most bytes that the session may allocate.
     pub memory_limit: usize,
 }
@@ -57,6 +59,7 @@ impl SessionConfig {
             kv: KvFormat::F16,
             context_shift: None,
             threads: 1,
+            offload: false,
             memory_limit: usize::MAX,
         }
     }
@@ -142,11 +145,11 @@ impl<'m> Session<'m> {
         let h = model.hyperparameters();
         let shape = kv_shape(h, config.kv);
         let memory = || {
-            let scratch = Scratch::required_bytes(model, &shape, config.batch, config.threads)?;
+            let scratch = Scratch::required_bytes(model, &shape, &config)?;
             let activations = Scratch::activation_bytes(model, config.batch)?;
             let tokens = config.context.checked_mul(size_of::<TokenId>())?;
             let rope = Rope::required_bytes(h, config.batch)?;
-            let steps = offload::steps_max(config.batch).checked_mul(size_of::<Step<'_>>())?;
+            let steps = offload::steps_max(&config).checked_mul(size_of::<Step<'_>>())?;
             let memory = SessionMemory {
                 kv: KvCache::required_bytes(&shape, config.context)?,
                 activations,
@@ -179,10 +182,10 @@ impl<'m> Session<'m> {
             model,
             kv: KvCache::new(shape, config.context, &mut budget)?,
             rope: Rope::new(h, model.weights().rope_factors, config.batch, &mut budget)?,
-            scratch: Scratch::new(model, &shape, config.batch, config.threads, &mut budget)?,
+            scratch: Scratch::new(model, &shape, &config, &mut budget)?,
             parallel: &Serial,
             offload: &NoOffload,
-            steps: budget.reserve(offload::steps_max(config.batch))?,
+            steps: budget.reserve(offload::steps_max(&config))?,
             profiler: Profiler::default(),
             tokens: budget.reserve(config.context)?,
             exact: 0,

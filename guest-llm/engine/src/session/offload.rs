@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use zerocopy::IntoBytes;
 
-use super::{Operation, Session};
+use super::{Operation, Session, SessionConfig};
 use crate::kv::CHUNK_TOKENS;
 use crate::model::{Layer, Linear};
 use crate::offload::{Place, Step};
@@ -28,9 +28,9 @@ const ROTATIONS: usize = 13;
 /// Steps of a layer beside those that store keys and values.
 const STEPS: usize = 20;
 
-/// Most steps of a layer for a batch of so many tokens.
-pub fn steps_max(batch: usize) -> usize {
-    STEPS + 2 * (batch / CHUNK_TOKENS + 2)
+/// Most steps of a layer, if there are any.
+pub fn steps_max(config: &SessionConfig) -> usize {
+    if config.offload { STEPS + 2 * (config.batch / CHUNK_TOKENS + 2) } else { 0 }
 }
 
 /// Rows of `length` floats in a buffer, from row `first` on.
@@ -79,6 +79,9 @@ impl<'m> Session<'m> {
         count: usize,
         first: usize,
     ) -> bool {
+        if !self.config.offload {
+            return false;
+        }
         let mut steps = core::mem::take(&mut self.steps);
         steps.clear();
         let mut list = List { steps: &mut steps, fits: true };

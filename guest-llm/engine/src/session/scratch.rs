@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use spin::mutex::SpinMutex;
 
+use super::SessionConfig;
 use super::attention::AttentionScratch;
 use crate::budget::Budget;
 use crate::kernels::{Forms, InputBuffer, RowScratch};
@@ -48,7 +49,10 @@ fn lengths(model: &Model<'_>) -> ([usize; 8], usize) {
 }
 
 /// Elements per token of the buffers for an accelerator, in order.
-fn spare_lengths(model: &Model<'_>) -> [usize; 3] {
+fn spare_lengths(model: &Model<'_>, config: &SessionConfig) -> [usize; 3] {
+    if !config.offload {
+        return [0; 3];
+    }
     let h = model.hyperparameters();
     let spare = h.feed_forward_length.max(h.query_length() + h.keys_length());
     [spare, h.embedding_length, h.embedding_length]
@@ -75,27 +79,26 @@ impl Scratch {
     }
 
     /// Bytes that [`Scratch::new`] allocates.
-    pub fn required_bytes(model: &Model<'_>, kv: &KvShape, batch: usize, threads: usize) -> Option<usize> {
+    pub fn required_bytes(model: &Model<'_>, kv: &KvShape, config: &SessionConfig) -> Option<usize> {
+        let SessionConfig { batch, threads, .. } = *config;
         let longest = lengths(model).1;
         let rows =
             RowScratch::required_bytes(longest, batch).checked_add(size_of::<SpinMutex<RowScratch>>())?;
         let attention = AttentionScratch::required_bytes(kv, group_queries(model, batch))?
             .checked_add(size_of::<SpinMutex<AttentionScratch>>())?;
-        let spare =
-            spare_lengths(model).iter().sum::<usize>().checked_mul(batch)?.checked_mul(size_of::<f32>())?;
+        let spare = spare_lengths(model, config)
+            .iter()
+            .sum::<usize>()
+            .checked_mul(batch)?
+            .checked_mul(size_of::<f32>())?;
         Self::activation_bytes(model, batch)?
             .checked_add(spare)?
             .checked_add(rows.checked_add(attention)?.checked_mul(threads)?)
     }
 
-    /// Allocates for batches of `batch` tokens and so many threads.
-    pub fn new(
-        model: &Model<'_>,
-        kv: &KvShape,
-        batch: usize,
-        threads: usize,
-        budget: &mut Budget,
-    ) -> Result<Self> {
+    /// Allocates for batches and threads of the configuration.
+    pub fn new(model: &Model<'_>, kv: &KvShape, config: &SessionConfig, budget: &mut Budget) -> Result<Self> {
+        let SessionConfig { batch, threads, .. } = *config;
         let (per_token, longest) = lengths(model);
         let [state, normed, queries, keys, values, attended, gate, up] = per_token;
         let (mut scratch, mut attention) = (budget.reserve(threads)?, budget.reserve(threads)?);
@@ -104,7 +107,7 @@ impl Scratch {
             let queries = group_queries(model, batch);
             attention.push(SpinMutex::new(AttentionScratch::new(kv, queries, budget)?));
         }
-        let [spare, middle, next] = spare_lengths(model);
+        let [spare, middle, next] = spare_lengths(model, config);
         let mut rows = |length: usize| budget.filled(0.0, length * batch);
         Ok(Scratch {
             state: rows(state)?,
