@@ -80,7 +80,7 @@ pub fn find_all(region: Range) -> &'static [u64] {
 
 /// Whether the host's accesses to an address are carried out by [`access`].
 pub fn emulates(ipa: u64) -> bool {
-    GUARDED.get().is_some_and(|frames| frames.iter().any(|frame| ipa & !(GUARDED_SIZE - 1) == *frame))
+    GUARDED.get().is_some_and(|frames| frames.contains(&(ipa & !(GUARDED_SIZE - 1))))
 }
 
 /// Carries out an access of the host's to a redistributor's first page (GIC architecture 12.11): control without LPIs, and

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use flexserve_npu_abi::{Job, JobResult, ListHeader, ListResult, Rows, Status, VERSION};
+use flexserve_npu_abi::{Config, Job, JobResult, ListHeader, ListResult, Rows, Status, VERSION};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::service::op;
 use zerocopy::{FromBytes, IntoBytes};
@@ -17,8 +17,8 @@ use crate::partition::Partition;
 const PLACE: &str = "0000:01:00.0";
 /// The BAR with its registers.
 const BAR: u32 = 4;
-/// `FNPU`, where its configuration begins.
-pub const MAGIC: u64 = u32::from_le_bytes(*b"FNPU") as u64;
+/// Magic number and version, where its configuration begins.
+pub const MAGIC: u64 = Config::MAGIC as u64 | (VERSION as u64) << 16;
 /// How long a short job may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Places in the page.
