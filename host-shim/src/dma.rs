@@ -81,7 +81,7 @@ impl Pool {
     }
 
     fn offset(&self, address: PhysAddr) -> usize {
-        usize::try_from((address as u64).wrapping_sub(self.memory.address)).unwrap_or(usize::MAX)
+        usize::try_from(address.wrapping_sub(self.memory.address)).unwrap_or(usize::MAX)
     }
 
     fn put(&mut self, address: PhysAddr, pages: usize) {
