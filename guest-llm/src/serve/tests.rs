@@ -342,7 +342,7 @@ fn malformed_requests_are_refused_without_a_word_of_the_prompt_and_the_session_g
         (frame::REQUEST, vec![]),
         (frame::REQUEST, secret[..].to_vec()),
         with(Request { flags: REQUEST_RAW | REQUEST_CHAT, ..base }),
-        with(Request { flags: 64, ..base }),
+        with(Request { flags: 128, ..base }),
         with(Request { keep: 1, ..base }),
         with(Request { cache: 4, ..base }),
         // This model's heads are shorter than a block of this format.
