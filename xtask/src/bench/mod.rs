@@ -44,7 +44,7 @@ struct Finished {
 
 /// Runs the benchmarks that are named, or all.
 pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
-    const NAMES: [&str; 5] = ["flexmem", "boot", "engine", "npu-switch", "world-switch"];
+    const NAMES: [&str; 6] = ["flexmem", "boot", "engine", "npu", "npu-switch", "world-switch"];
     if let Some(unknown) = args.names.iter().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(Failure::usage(
             format!("there is no benchmark {unknown:?}"),
@@ -58,8 +58,10 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
         let print = |line: &str| if args.json { eprintln!("{line}") } else { println!("{line}") };
         report.insert("engine".into(), engine::run(paths, &setup, args.quick, &print)?);
     }
+    // Part of the engine's, but without llama.cpp.
+    let npu = chosen("engine") || chosen("npu");
     let switches = chosen("npu-switch") || chosen("world-switch");
-    if chosen("flexmem") || chosen("boot") || chosen("engine") || switches {
+    if chosen("flexmem") || chosen("boot") || npu || switches {
         let products = build::all(paths, &setup, Variant::Shipped)?;
         let bench = Bench { paths, setup, products, quick: args.quick };
         if chosen("flexmem") {
@@ -68,7 +70,7 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
         if chosen("boot") {
             report.insert("boot".into(), boot::run(&bench)?);
         }
-        if chosen("engine") {
+        if npu {
             report.insert("npu".into(), npu::run(&bench)?);
         }
         if switches {
