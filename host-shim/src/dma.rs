@@ -70,6 +70,14 @@ pub fn use_for_queues(memory: Memory) {
     *pool() = Some(Pool { memory, used });
 }
 
+/// Frees all pages, when no queue is left. Buffers that were in flight on a device that was taken away are never given back
+/// by the driver, and would fill the pool.
+pub fn forget_queues() {
+    if let Some(pool) = pool().as_mut() {
+        pool.used.fill(false);
+    }
+}
+
 impl Pool {
     fn take(&mut self, pages: usize) -> Option<(PhysAddr, NonNull<u8>)> {
         let first = (0..=self.used.len().checked_sub(pages)?)

@@ -72,6 +72,8 @@ impl Broker for HostBroker {
     }
 
     fn transport(&mut self) -> Self::Transport {
+        // The lease starts the device anew, and has let go of all queues before.
+        dma::forget_queues();
         PciTransport::new(HostMmio(self.registers.clone()), self.layout)
     }
 }
