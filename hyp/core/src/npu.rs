@@ -145,6 +145,9 @@ impl Npu {
     fn ask<P: Platform>(&mut self, cx: &Context<'_, P>, party: Party) -> Result<(), Refusal> {
         let now = cx.platform.ticks();
         let grace = cx.platform.ticks_per_second().saturating_mul(GRACE_MILLISECONDS) / 1000;
+        // Who asked and does not come back keeps nobody else from asking.
+        let expired = |request: &Request| now.saturating_sub(request.since) >= grace.saturating_mul(2);
+        self.request = self.request.filter(|request| request.party == party || !expired(request));
         let request = *self.request.get_or_insert(Request { party, since: now });
         let left = grace.saturating_sub(now.saturating_sub(request.since));
         if request.party == party && left == 0 {

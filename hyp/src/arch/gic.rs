@@ -89,7 +89,9 @@ pub fn access(ipa: u64, access: &Access, registers: &mut [u64; 31]) {
     const CTLR: u64 = 0x00;
     const STATUSR: u64 = 0x10;
     const WAKER: u64 = 0x14;
-    const TABLES: core::ops::Range<u64> = 0x70..0x80;
+    const TYPER: u64 = 0x08;
+    /// CTLR, IIDR, TYPER, STATUSR, WAKER.
+    const READABLE: core::ops::Range<u64> = 0x00..0x18;
     const CTLR_ENABLE_LPIS: u64 = 1;
     /// PLPIS, VLPIS, Dirty, DirectLPI.
     const TYPER_LPIS: u64 = 0xf;
@@ -97,7 +99,9 @@ pub fn access(ipa: u64, access: &Access, registers: &mut [u64; 31]) {
     let device = unsafe { Device::new(ipa & !(GUARDED_SIZE - 1)) };
     let offset = ipa & (GUARDED_SIZE - 1);
     let open = world::skips(hyp_core::knob::GICR_TABLES);
-    if !offset.is_multiple_of(access.width.into()) || access.width < 4 {
+    // The architecture leaves open what other accesses do; one that aborts would be our abort.
+    let fits = access.width == 4 || access.width == 8 && (offset == TYPER || open);
+    if !offset.is_multiple_of(access.width.into()) || !fits {
         return access.complete(registers, 0);
     }
     if access.write {
@@ -111,8 +115,8 @@ pub fn access(ipa: u64, access: &Access, registers: &mut [u64; 31]) {
         return;
     }
     let value = match offset {
-        _ if TABLES.contains(&offset) && !open => 0,
-        0x08 if !open => device.read(offset, access.width) & !TYPER_LPIS,
+        _ if !READABLE.contains(&offset) && !open => 0,
+        TYPER if !open => device.read(offset, access.width) & !TYPER_LPIS,
         _ => device.read(offset, access.width),
     };
     access.complete(registers, value);

@@ -192,7 +192,7 @@ fn the_first_who_asks_is_served_first() {
     let (first, _) = world.inside();
     let second = world.inside_at(PAGES + 0x100_0000, 0);
     assert_eq!(world.guest_request(first, op::NPU_ACQUIRE, &[]).0, BUSY);
-    world.platform.machine.now += 2 * GRACE;
+    world.platform.machine.now += GRACE;
     assert_eq!(world.guest_request(second, op::NPU_ACQUIRE, &[]).0, BUSY, "not its turn");
     world.assert_owner(Party::Host);
     assert_eq!(world.guest_request(first, op::NPU_ACQUIRE, &[]).0, 0);
@@ -200,6 +200,22 @@ fn the_first_who_asks_is_served_first() {
     // One that ends while it waits holds nobody up.
     assert_eq!(world.request(op::STOP, &[first]).0, BUSY);
     assert_eq!(world.guest_request(second, op::NPU_ACQUIRE, &[]).0, 0);
+}
+
+#[test]
+fn who_asks_and_does_not_come_back_keeps_nobody_waiting() {
+    let mut world = world();
+    let (holder, _) = world.inside();
+    let absent = world.inside_at(PAGES + 0x100_0000, 0);
+    assert_eq!(world.guest_request(holder, op::NPU_ACQUIRE, &[]).0, 0);
+    assert_eq!(world.guest_request(absent, op::NPU_ACQUIRE, &[]).0, BUSY);
+    // The two of them could keep it from the host for ever.
+    assert_eq!(world.request(op::NPU_ACQUIRE, &[]).0, BUSY);
+    world.platform.machine.now += 2 * GRACE;
+    assert_eq!(world.request(op::NPU_ACQUIRE, &[]).0, BUSY, "the holder is asked anew");
+    world.platform.machine.now += GRACE;
+    world.ok(op::NPU_ACQUIRE, &[]);
+    world.assert_owner(Party::Host);
 }
 
 #[test]
