@@ -63,12 +63,10 @@ impl El1 {
 struct Optional {
     keys: [u64; 10],
     tcr2: u64,
-    sctlr2: u64,
-    scxtnum: [u64; 2],
 }
 
 impl Optional {
-    const RESET: Self = Self { keys: [0; 10], tcr2: 0, sctlr2: 0, scxtnum: [0; 2] };
+    const RESET: Self = Self { keys: [0; 10], tcr2: 0 };
 
     fn save(features: &Features) -> Self {
         let mut state = Self::RESET;
@@ -88,12 +86,6 @@ impl Optional {
         }
         if features.tcr2 {
             state.tcr2 = mrs!(register!(tcr2_el1));
-        }
-        if features.sctlr2 {
-            state.sctlr2 = mrs!(register!(sctlr2_el1));
-        }
-        if features.scxtnum {
-            state.scxtnum = [mrs!(register!(scxtnum_el0)), mrs!(register!(scxtnum_el1))];
         }
         state
     }
@@ -118,13 +110,6 @@ impl Optional {
         self.restore_keys(features);
         if features.tcr2 {
             msr!(register!(tcr2_el1), self.tcr2);
-        }
-        if features.sctlr2 {
-            msr!(register!(sctlr2_el1), self.sctlr2);
-        }
-        if features.scxtnum {
-            msr!(register!(scxtnum_el0), self.scxtnum[0]);
-            msr!(register!(scxtnum_el1), self.scxtnum[1]);
         }
     }
 }

@@ -23,6 +23,27 @@ macro_rules! msr {
 
 /// Registers that the assembler's base architecture has no name for: their generic names.
 macro_rules! register {
+    (vsttbr_el2) => {
+        "s3_4_c2_c6_0"
+    };
+    (vstcr_el2) => {
+        "s3_4_c2_c6_2"
+    };
+    (icc_igrpen1_el1) => {
+        "s3_0_c12_c12_7"
+    };
+    (icc_iar1_el1) => {
+        "s3_0_c12_c12_0"
+    };
+    (icc_eoir1_el1) => {
+        "s3_0_c12_c12_1"
+    };
+    (icc_sgi1r_el1) => {
+        "s3_0_c12_c11_5"
+    };
+    (icc_asgi1r_el1) => {
+        "s3_0_c12_c11_6"
+    };
     (hcrx_el2) => {
         "s3_4_c1_c2_2"
     };
@@ -85,15 +106,6 @@ macro_rules! register {
     };
     (tcr2_el1) => {
         "s3_0_c2_c0_3"
-    };
-    (sctlr2_el1) => {
-        "s3_0_c1_c0_3"
-    };
-    (scxtnum_el1) => {
-        "s3_0_c13_c0_7"
-    };
-    (scxtnum_el0) => {
-        "s3_3_c13_c0_7"
     };
     (apiakeylo_el1) => {
         "s3_0_c2_c1_0"

@@ -13,7 +13,7 @@ use super::interrupts::Interrupts;
 use super::sysreg::{mrs, msr};
 use super::{el2, gic, idregs, mmio};
 use crate::platform::MAX_CPUS;
-use crate::world;
+use crate::{machine, world};
 
 /// General registers in the layout of vectors.s.
 #[derive(Clone, Copy)]
@@ -200,7 +200,7 @@ fn decode(vector: u64, vcpu: &mut Vcpu) -> Option<Exit> {
 
 /// Runs a vCPU until the host is wanted. `host` are the x0-x17 that the host gets back.
 pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
-    let features = world::features();
+    let features = machine::features();
     let (Some(context), Some(host_simd)) = (context(slot, vcpu), HOST_SIMD.get(cpu)) else { return };
     // SAFETY: policy marked this vCPU as running on this CPU alone; the host area is this CPU's.
     let (guest, host_simd) = unsafe { (&mut *context, &mut *host_simd.0.get()) };
