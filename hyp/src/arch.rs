@@ -14,6 +14,7 @@ pub mod interrupts;
 pub mod memory;
 pub mod mmio;
 pub mod stage1;
+#[rustfmt::skip] // tables
 pub mod sysreg;
 pub mod vcpu;
 

@@ -40,7 +40,14 @@ struct Local;
 
 impl Authority for Local {
     fn call(cpu: usize, registers: &mut [u64; 18]) -> Answer {
-        match world::host_call(cpu, registers) {
+        #[cfg(feature = "fault-knobs")]
+        if world::skips(hyp_core::knob::SERROR) {
+            host::exception::<Self>(&mut Frame::default(), 3); // as if it had come first
+        }
+        let outcome = world::host_call(cpu, registers);
+        #[cfg(feature = "fault-knobs")]
+        crate::arch::el2::weaken_hidden(machine::features(), world::skips(hyp_core::knob::HIDDEN_FEATURES));
+        match outcome {
             Outcome::Return => Answer::Done,
             Outcome::Enter { slot, vcpu } => {
                 vcpu::run(cpu, slot, vcpu, registers);

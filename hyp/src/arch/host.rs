@@ -9,6 +9,7 @@ use super::vcpu::FSC_PERMISSION;
 use crate::machine;
 
 /// x0-x30 of the host, on the EL2 stack.
+#[derive(Default)]
 #[repr(C)]
 pub struct Frame {
     x: [u64; 31],
@@ -69,6 +70,8 @@ const FSC_EXTERNAL: u64 = 0x10;
 const ISS_IL: u64 = 1 << 25;
 const ISS_WNR: u64 = 1 << 6;
 const ISS_S1PTW: u64 = 1 << 7;
+/// SCTLR_EL1 with the MMU and caches off.
+pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
 /// SPSR_EL2.SS: software step, active-not-pending.
 const SPSR_SS: u64 = 1 << 21;
 /// Address bit that tells the kernel's half from the processes'.
@@ -211,7 +214,7 @@ pub fn enter(entry: u64, argument: u64) -> ! {
     unsafe extern "C" {
         fn enter_host(argument: u64, entry: u64) -> !;
     }
-    msr!("sctlr_el1", 0x30d0_0800);
+    msr!("sctlr_el1", SCTLR_EL1_RESET);
     msr!("cpacr_el1", 0);
     // SAFETY: drops to EL1 behind the host's stage 2; the EL2 stack of this CPU starts anew.
     unsafe { enter_host(argument, entry) }
