@@ -106,7 +106,7 @@ pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
 
 /// Copies of the fault knobs, which the arch layer asks for where the policy's lock may be held.
 #[cfg(feature = "fault-knobs")]
-static KNOBS: AtomicU64 = AtomicU64::new(0);
+static KNOBS: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
 #[cfg(feature = "fault-knobs")]
 fn turn_knobs(policy: &Hypervisor) {

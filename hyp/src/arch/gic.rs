@@ -81,7 +81,6 @@ fn share_interrupts(frame: usize) {
         change(GICR_IPRIORITYR + (id & !3), 0xff << (8 * (id & 3)), 0);
     }
     change(GICR_IPRIORITYR + SCHEDULE_ID as usize, 0xff, HOST_PRIORITY);
-    msr!(register!(icc_igrpen1_el1), 1); // the secure one
 }
 
 /// The redistributors' first pages, which hold what is not the host's to write: where LPI tables lie.
@@ -166,6 +165,9 @@ pub fn partition_interrupts(cpu: usize, open: bool) {
     let write =
         |register: usize, value: u32| unsafe { ((frame + register) as *mut u32).write_volatile(value) };
     if open {
+        if secure() {
+            msr!(register!(icc_igrpen1_el1), 1); // the secure one
+        }
         write(GICR_ISENABLER0, HYPERVISOR_TIMER | MAINTENANCE | KICK);
     } else {
         write(GICR_ICENABLER0, HYPERVISOR_TIMER | MAINTENANCE | KICK);

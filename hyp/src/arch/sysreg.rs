@@ -25,6 +25,7 @@ macro_rules! msr {
 macro_rules! register {
     (vsttbr_el2) => { "s3_4_c2_c6_0" };
     (vstcr_el2) => { "s3_4_c2_c6_2" };
+    (icc_pmr_el1) => { "s3_0_c4_c6_0" };
     (icc_igrpen1_el1) => { "s3_0_c12_c12_7" };
     (icc_iar1_el1) => { "s3_0_c12_c12_0" };
     (icc_eoir1_el1) => { "s3_0_c12_c12_1" };
