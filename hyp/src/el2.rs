@@ -59,7 +59,7 @@ impl Authority for Local {
                 Answer::CpuOn { index, target, entry, context }
             }
             Outcome::Shutdown => {
-                world::end_partitions();
+                world::end_partitions(registers[0]);
                 Answer::Shutdown
             }
         }

@@ -143,7 +143,7 @@ fn guard_request(cpu: usize, registers: &Registers) -> Registers {
                 answer::CPU_ON
             }
             Outcome::Shutdown => {
-                world::end_partitions();
+                world::end_partitions(call[0]);
                 answer::SHUTDOWN
             }
             Outcome::Return | Outcome::Enter { .. } => answer::RETURN,

@@ -234,14 +234,14 @@ fn cut_off_partitions() {
     }
 }
 
-/// Ends and scrubs all partitions before the machine is switched off or reset. Nobody gets past us any more: entries are
+/// Ends and scrubs all partitions before the machine is switched off or reset by a call of firmware. Nobody gets past us any more: entries are
 /// refused, and the lock is kept until the machine is gone.
-pub fn end_partitions() {
+pub fn end_partitions(function: u64) {
     cut_off_partitions();
     let policy = lock();
     policy.scrub_for_reset(&mut Hardware);
     vcpu::scrub_contexts();
-    info!("partitions scrubbed");
+    info!("partitions scrubbed for {function:#x}");
     core::mem::forget(policy);
 }
 
