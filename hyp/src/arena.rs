@@ -39,7 +39,9 @@ unsafe impl<const N: usize> Sync for Pages<N> {}
 pub struct Root(pub [AtomicU64; 2048]);
 
 impl Root {
-    const EMPTY: Self = Self([const { AtomicU64::new(0) }; 2048]);
+    const fn empty() -> Self {
+        Self([const { AtomicU64::new(0) }; 2048])
+    }
 
     pub fn address(&self) -> u64 {
         self as *const Self as u64
@@ -63,13 +65,15 @@ pub struct Arena {
 
 impl Arena {
     /// All zero: no table maps anything.
-    pub const ZEROED: Self = Self {
-        bus_tables: Pages::zeroed(),
-        host_root: Root::EMPTY,
-        partition_roots: [Root::EMPTY; MAX_PARTITIONS],
-        tables: Pages::zeroed(),
-        window_tables: Pages::zeroed(),
-        stream_table: Pages::zeroed(),
-        queues: Pages::zeroed(),
-    };
+    pub const fn zeroed() -> Self {
+        Self {
+            bus_tables: Pages::zeroed(),
+            host_root: Root::empty(),
+            partition_roots: [const { Root::empty() }; MAX_PARTITIONS],
+            tables: Pages::zeroed(),
+            window_tables: Pages::zeroed(),
+            stream_table: Pages::zeroed(),
+            queues: Pages::zeroed(),
+        }
+    }
 }

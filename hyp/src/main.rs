@@ -4,7 +4,7 @@
 
 use hyp::{Arena, Frame, el2};
 
-static ARENA: Arena = Arena::ZEROED;
+static ARENA: Arena = Arena::zeroed();
 
 #[unsafe(no_mangle)]
 extern "C" fn primary_main(device_tree: u64, load_base: u64) -> ! {

@@ -137,6 +137,9 @@ pub fn configure(features: &Features, host_root: u64, host_vmid: u16) {
     if secure() {
         msr!("vtcr_el2", VTCR | VTCR_NSW | VTCR_NSA);
         msr!(register!(vstcr_el2), VSTCR);
+        // Emulation reads the same memory in both worlds, and would hide that a bit is not there.
+        let kept = mrs!("vtcr_el2") & mrs!(register!(vstcr_el2)) & (VTCR_NSW | VTCR_NSA);
+        assert!(kept == VTCR_NSW | VTCR_NSA, "tables and pages of the normal world cannot be used at S-EL1");
     } else {
         msr!("vtcr_el2", VTCR);
     }
