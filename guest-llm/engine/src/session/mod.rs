@@ -23,6 +23,7 @@ use crate::offload::{NoOffload, Offload, Place, Step};
 use crate::{Error, Flow, KvFormat, Model, Parallel, Result, Serial, TokenId};
 pub(crate) use attention::AttentionScratch;
 use attention::Batch;
+use offload::Plan;
 use profile::Profiler;
 pub use profile::{Operation, Profile};
 use rope::Rope;
@@ -62,6 +63,12 @@ impl SessionConfig {
             offload: false,
             memory_limit: usize::MAX,
         }
+    }
+
+    /// Returns the configuration for an accelerator, which takes longer batches: they cost it, and those who wait for it, less.
+    pub fn with_offload(self) -> Self {
+        const BATCH: usize = 128;
+        SessionConfig { offload: true, batch: self.batch.max(BATCH), ..self }
     }
 
     /// Returns the configuration with a batch no longer than the context, if `model` allows it.
@@ -115,8 +122,7 @@ pub struct Session<'m> {
     scratch: Scratch,
     parallel: &'m dyn Parallel,
     offload: &'m dyn Offload,
-    /// Room for the steps of a layer.
-    steps: Vec<Step<'m>>,
+    plan: Plan<'m>,
     profiler: Profiler<'m>,
     /// The tokens whose keys and values the context holds.
     tokens: Vec<TokenId>,
@@ -149,7 +155,7 @@ impl<'m> Session<'m> {
             let activations = Scratch::activation_bytes(model, config.batch)?;
             let tokens = config.context.checked_mul(size_of::<TokenId>())?;
             let rope = Rope::required_bytes(h, config.batch)?;
-            let steps = offload::steps_max(&config).checked_mul(size_of::<Step<'_>>())?;
+            let steps = Plan::required_bytes(model, &config)?;
             let memory = SessionMemory {
                 kv: KvCache::required_bytes(&shape, config.context)?,
                 activations,
@@ -185,7 +191,7 @@ impl<'m> Session<'m> {
             scratch: Scratch::new(model, &shape, &config, &mut budget)?,
             parallel: &Serial,
             offload: &NoOffload,
-            steps: budget.reserve(offload::steps_max(&config))?,
+            plan: Plan::new(model, &config, &mut budget)?,
             profiler: Profiler::default(),
             tokens: budget.reserve(config.context)?,
             exact: 0,
@@ -274,14 +280,13 @@ impl<'m> Session<'m> {
             weights.token_embedding.expand_row(*token as usize, state);
         }
         self.profiler.end(Operation::Embedding);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            // After the last layer's keys and values only the last token matters, and that only for its logits.
-            let is_last = index + 1 == weights.layers.len();
-            let first = if is_last { tokens.len() - usize::from(want_logits) } else { 0 };
-            if !self.offload_layer(index, layer, tokens.len(), first) {
-                self.attend(index, layer, tokens.len(), first);
-                self.feed_forward(layer, first, tokens.len());
-            }
+        // After the last layer's keys and values only the last token matters, and that only for its logits.
+        let first_of_last = tokens.len() - usize::from(want_logits);
+        let offloaded = self.offload_layers(tokens.len(), first_of_last);
+        for (index, layer) in weights.layers.iter().enumerate().skip(offloaded) {
+            let first = if index + 1 == weights.layers.len() { first_of_last } else { 0 };
+            self.attend(index, layer, tokens.len(), first);
+            self.feed_forward(layer, first, tokens.len());
         }
         if self.exact == position {
             self.exact += tokens.len();
@@ -462,7 +467,7 @@ impl Work<'_> {
         let rows = core::iter::once(values).chain(products.iter_mut().map(|product| &mut *product.out));
         buffers.iter_mut().zip(rows).for_each(|(buffer, rows)| *buffer = rows.as_mut_bytes());
         let used = buffers.get_mut(..=N).unwrap_or_default();
-        self.offload.run(used, &steps)
+        self.offload.run(used, &steps, &[N]) == 1
     }
 }
 
