@@ -158,10 +158,10 @@ impl Offload for Device<'_> {
 /// Logits after a prompt in batches, and after each of some tokens.
 fn logits(model: &Model<'_>, offload: Option<&dyn Offload>, kv: KvFormat) -> Vec<u32> {
     let config = SessionConfig {
-        batch: 20,
+        batch: 7,
         kv,
         context: 64,
-        offload: offload.is_some(),
+        offload: if offload.is_some() { 20 } else { 0 },
         ..SessionConfig::for_model(model)
     };
     let mut session = Session::new(model, &config).unwrap();

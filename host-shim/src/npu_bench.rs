@@ -5,6 +5,7 @@
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use flexserve_engine::gguf::TensorType;
@@ -31,6 +32,8 @@ const JOBS: usize = 8;
 const LISTS: usize = 8;
 /// Between two looks at whether a list is done: the CPU is the NPU's model's as well.
 const PAUSE: Duration = Duration::from_micros(500);
+/// Between two signs of life.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 const INPUT: usize = ROWS as usize * ROW_BYTES;
 const OUTPUT: usize = INPUT + (TOKENS * COLUMNS * 4) as usize;
 
@@ -256,7 +259,22 @@ fn answer(arguments: &[String], npu: bool) -> Result<Answer> {
     if !npu {
         command.arg("--no-npu");
     }
-    let output = command.output().map_err(|error| Error::protocol(error.to_string()))?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|error| Error::protocol(error.to_string()))?;
+    let (ended, end) = std::sync::mpsc::channel::<()>();
+    let output = std::thread::scope(|scope| {
+        // On CPUs that are emulated an answer takes a while.
+        scope.spawn(move || {
+            let start = Instant::now();
+            while end.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("npu-bench: answering for {} s", start.elapsed().as_secs());
+            }
+        });
+        let output = child.wait_with_output();
+        drop(ended);
+        output
+    });
+    let output = output.map_err(|error| Error::protocol(error.to_string()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let report = text.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
     let report = report.filter(|report| report["ok"] == true).ok_or_else(|| {

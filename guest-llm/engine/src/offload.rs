@@ -140,6 +140,11 @@ pub enum Step<'s> {
 
 /// An accelerator. Calls come from the session's own thread.
 pub trait Offload: core::fmt::Debug {
+    /// Whether there is any use in asking it.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     /// Does `steps` in order on `buffers`, in parts that end before those that `ends` names in ascending order, and returns when
     /// nothing accesses the buffers any more. A part may be begun anew although the next has begun, but none behind that.
     /// Returns how many parts were done; if not all, what the next two write is anything, and the engine goes on itself.
@@ -151,6 +156,10 @@ pub trait Offload: core::fmt::Debug {
 pub struct NoOffload;
 
 impl Offload for NoOffload {
+    fn is_ready(&self) -> bool {
+        false
+    }
+
     fn run(&self, _: &mut [&mut [u8]], _: &[Step<'_>], _: &[usize]) -> usize {
         0
     }

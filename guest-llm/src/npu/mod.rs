@@ -309,19 +309,22 @@ impl<H: Hal, B: Broker, A: Addresses + World> Accelerator<H, B, A> {
 }
 
 impl<H: Hal, B: Broker, A: Addresses + World> Offload for Accelerator<H, B, A> {
+    fn is_ready(&self) -> bool {
+        self.enabled.get() && self.world.ticks() >= self.not_before.get()
+    }
+
     fn run(&self, buffers: &mut [&mut [u8]], steps: &[Step<'_>], ends: &[usize]) -> usize {
-        let (world, second) = (&self.world, self.world.second());
-        let start = world.ticks();
-        if !self.enabled.get() || start < self.not_before.get() {
+        if !self.is_ready() {
             return 0;
         }
+        let (world, second) = (&self.world, self.world.second());
         let Ok(mut lease) = self.lease.try_borrow_mut() else { return 0 };
         // What cannot be done ends the work: what is behind it cannot be done either.
         let mut make = |part: usize| {
             let first = part.checked_sub(1).map_or(Some(0), |before| ends.get(before).copied())?;
             jobs(world, buffers, steps.get(first..*ends.get(part)?)?)
         };
-        let (mut begin, mut waiting_for) = (start, Wait::List);
+        let (mut begin, mut waiting_for) = (world.ticks(), Wait::List);
         let (done, result) = lease.run(&mut make, &mut |wait| {
             let now = world.ticks();
             if wait != waiting_for {

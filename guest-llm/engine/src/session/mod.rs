@@ -44,8 +44,9 @@ pub struct SessionConfig {
     pub context_shift: Option<usize>,
     /// Threads that [`Session::share_work`] may bring, for each of which there is scratch memory; at least 1.
     pub threads: usize,
-    /// Whether there is memory for what an accelerator writes ([`Session::offload_to`]); without, it gets products alone.
-    pub offload: bool,
+    /// Prompt tokens that an accelerator ([`Session::offload_to`]) gets at once, as many as the context has at most; 0: there is no
+    /// memory for what it writes, so that it gets products alone.
+    pub offload: usize,
     /// Most bytes that the session may allocate.
     pub memory_limit: usize,
 }
@@ -60,7 +61,7 @@ impl SessionConfig {
             kv: KvFormat::F16,
             context_shift: None,
             threads: 1,
-            offload: false,
+            offload: 0,
             memory_limit: usize::MAX,
         }
     }
@@ -68,7 +69,7 @@ impl SessionConfig {
     /// Returns the configuration for an accelerator, which takes longer batches: they cost it, and those who wait for it, less.
     pub fn with_offload(self) -> Self {
         const BATCH: usize = 128;
-        SessionConfig { offload: true, batch: self.batch.max(BATCH), ..self }
+        SessionConfig { offload: BATCH, ..self }
     }
 
     /// Returns the configuration with a batch no longer than the context, if `model` allows it.
@@ -89,7 +90,13 @@ impl SessionConfig {
             let fault = "its blocks are not a whole part of the model's heads";
             return Err(Error::Parameter { name: "format of keys and values", fault });
         }
-        Ok(SessionConfig { batch: self.batch.min(self.context), ..self.clone() })
+        let (batch, offload) = (self.batch.min(self.context), self.offload.min(self.context));
+        Ok(SessionConfig { batch, offload, ..self.clone() })
+    }
+
+    /// Most tokens that are processed at once.
+    fn rows(&self) -> usize {
+        self.batch.max(self.offload)
     }
 }
 
@@ -152,9 +159,9 @@ impl<'m> Session<'m> {
         let shape = kv_shape(h, config.kv);
         let memory = || {
             let scratch = Scratch::required_bytes(model, &shape, &config)?;
-            let activations = Scratch::activation_bytes(model, config.batch)?;
+            let activations = Scratch::activation_bytes(model, config.rows())?;
             let tokens = config.context.checked_mul(size_of::<TokenId>())?;
-            let rope = Rope::required_bytes(h, config.batch)?;
+            let rope = Rope::required_bytes(h, config.rows())?;
             let steps = Plan::required_bytes(model, &config)?;
             let memory = SessionMemory {
                 kv: KvCache::required_bytes(&shape, config.context)?,
@@ -187,7 +194,7 @@ impl<'m> Session<'m> {
         Ok(Session {
             model,
             kv: KvCache::new(shape, config.context, &mut budget)?,
-            rope: Rope::new(h, model.weights().rope_factors, config.batch, &mut budget)?,
+            rope: Rope::new(h, model.weights().rope_factors, config.rows(), &mut budget)?,
             scratch: Scratch::new(model, &shape, &config, &mut budget)?,
             parallel: &Serial,
             offload: &NoOffload,
@@ -233,7 +240,8 @@ impl<'m> Session<'m> {
     ) -> Result<Flow> {
         self.admit(tokens)?;
         let mut done = 0;
-        for batch in tokens.chunks(self.config.batch) {
+        let most = if self.offload.is_ready() { self.config.rows() } else { self.config.batch };
+        for batch in tokens.chunks(most) {
             done += batch.len();
             self.forward(batch, done == tokens.len())?;
             if progress(done, tokens.len()) == Flow::Stop {

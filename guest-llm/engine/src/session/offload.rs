@@ -43,8 +43,8 @@ pub struct Plan<'m> {
 
 /// Most steps, and layers; none without an accelerator.
 fn sizes(model: &Model<'_>, config: &SessionConfig) -> Option<(usize, usize)> {
-    let layers = if config.offload { model.hyperparameters().block_count } else { 0 };
-    let steps = 2 * (config.batch / CHUNK_TOKENS + 2) + STEPS;
+    let layers = if config.offload > 0 { model.hyperparameters().block_count } else { 0 };
+    let steps = 2 * (config.rows() / CHUNK_TOKENS + 2) + STEPS;
     Some((steps.checked_mul(layers)?, layers))
 }
 
@@ -102,7 +102,7 @@ impl<'m> Session<'m> {
     /// Has the accelerator do layers for the tokens of a batch; after the last one the states are wanted from token
     /// `first_of_last` on. Returns how many it did.
     pub(super) fn offload_layers(&mut self, count: usize, first_of_last: usize) -> usize {
-        if !self.config.offload {
+        if self.config.offload == 0 {
             return 0;
         }
         let Plan { mut steps, mut ends } =
@@ -183,7 +183,7 @@ impl<'m> Session<'m> {
         // Keys go to and fro between their buffer and the spare one's start, queries and its part behind the batch's keys.
         let spare_queries = Place {
             buffer: SPARE,
-            offset: self.config.batch * keys_length * size_of::<f32>(),
+            offset: self.config.rows() * keys_length * size_of::<f32>(),
             ..rows(SPARE, 0, query_length)
         };
         let mut keys = [rows(KEYS, 0, keys_length), rows(SPARE, 0, keys_length)];

@@ -52,7 +52,7 @@ fn lengths(model: &Model<'_>) -> ([usize; 8], usize) {
 
 /// Elements per token of the buffers for an accelerator, in order.
 fn spare_lengths(model: &Model<'_>, config: &SessionConfig) -> [usize; 4] {
-    if !config.offload {
+    if config.offload == 0 {
         return [0; 4];
     }
     let h = model.hyperparameters();
@@ -82,7 +82,7 @@ impl Scratch {
 
     /// Bytes that [`Scratch::new`] allocates.
     pub fn required_bytes(model: &Model<'_>, kv: &KvShape, config: &SessionConfig) -> Option<usize> {
-        let SessionConfig { batch, threads, .. } = *config;
+        let (batch, threads) = (config.rows(), config.threads);
         let longest = lengths(model).1;
         let rows =
             RowScratch::required_bytes(longest, batch).checked_add(size_of::<SpinMutex<RowScratch>>())?;
@@ -100,7 +100,7 @@ impl Scratch {
 
     /// Allocates for batches and threads of the configuration.
     pub fn new(model: &Model<'_>, kv: &KvShape, config: &SessionConfig, budget: &mut Budget) -> Result<Self> {
-        let SessionConfig { batch, threads, .. } = *config;
+        let (batch, threads) = (config.rows(), config.threads);
         let (per_token, longest) = lengths(model);
         let [state, normed, queries, keys, values, attended, gate, up] = per_token;
         let (mut scratch, mut attention) = (budget.reserve(threads)?, budget.reserve(threads)?);
