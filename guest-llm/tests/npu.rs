@@ -106,8 +106,9 @@ impl<'d> Device<'d> {
     }
 }
 
-impl Offload for Device<'_> {
-    fn run(&self, buffers: &mut [&mut [u8]], steps: &[Step<'_>]) -> bool {
+impl Device<'_> {
+    /// Does some jobs of a part, or all.
+    fn part(&self, buffers: &mut [&mut [u8]], steps: &[Step<'_>], some: Option<usize>) {
         let list = jobs(&Here, buffers, steps);
         if list.is_none() {
             let lengths: Vec<_> = buffers.iter().map(|buffer| buffer.len()).collect();
@@ -121,25 +122,46 @@ impl Offload for Device<'_> {
             .collect();
         let file = (self.file.as_ptr().expose_provenance() as u64, self.file.len());
         let reach = Reach { read: [&write[..], &[file]].concat(), write };
-        self.lists.set(self.lists.get() + 1);
-        let is_lost = self.lost > 0 && self.lists.get().is_multiple_of(self.lost);
-        let count = if is_lost { self.lists.get() % (list.len() + 1) } else { list.len() };
+        let count = some.map_or(list.len(), |some| some % (list.len() + 1));
         for (i, job) in list.iter().take(count).enumerate() {
             let done = self.core.borrow_mut().run(job, &reach);
             assert!(done.is_ok(), "job {i} of {steps:?}: {done:?} {job:x?}");
         }
         self.steps.set(self.steps.get() + steps.len());
-        !is_lost
+    }
+}
+
+impl Offload for Device<'_> {
+    fn run(&self, buffers: &mut [&mut [u8]], steps: &[Step<'_>], ends: &[usize]) -> usize {
+        let part = |index: usize| {
+            let first = index.checked_sub(1).map_or(0, |before| ends[before]);
+            ends.get(index).map(|end| &steps[first..*end])
+        };
+        for index in 0..ends.len() {
+            let lists = self.lists.get() + 1;
+            self.lists.set(lists);
+            let is_lost = self.lost > 0 && lists.is_multiple_of(self.lost);
+            // The next had begun when both were lost, whether or not this one was done.
+            if let (true, Some(next)) = (self.lost > 0, part(index + 1)) {
+                self.part(buffers, part(index).unwrap(), (lists % 3 == 0).then_some(lists));
+                self.part(buffers, next, (lists % 2 == 0).then_some(lists));
+            }
+            self.part(buffers, part(index).unwrap(), is_lost.then_some(lists));
+            if is_lost {
+                return index;
+            }
+        }
+        ends.len()
     }
 }
 
 /// Logits after a prompt in batches, and after each of some tokens.
 fn logits(model: &Model<'_>, offload: Option<&dyn Offload>, kv: KvFormat) -> Vec<u32> {
     let config = SessionConfig {
-        batch: 20,
+        batch: 7,
         kv,
         context: 64,
-        offload: offload.is_some(),
+        offload: if offload.is_some() { 20 } else { 0 },
         ..SessionConfig::for_model(model)
     };
     let mut session = Session::new(model, &config).unwrap();
@@ -162,7 +184,7 @@ fn compare(file: &[u8], what: &str) {
     let fits = heads.key_length.is_multiple_of(32) && heads.value_length.is_multiple_of(32);
     for kv in KvFormat::ALL.into_iter().filter(|kv| fits || *kv != KvFormat::Q8_0) {
         let expected = logits(&model, None, kv);
-        for lost in [0, 1, 2, 3] {
+        for lost in [0, 1, 2, 3, 7] {
             let device = Device::new(file, lost);
             let found = logits(&model, Some(&device), kv);
             assert_eq!(found, expected, "{what}, {kv:?}, every {lost}th list lost");

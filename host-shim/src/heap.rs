@@ -52,11 +52,11 @@ impl Needed {
 }
 
 /// Returns what this model file takes with this context length (0: the model's own), format of keys and values (none: the
-/// engine's choice) and so many vCPUs.
+/// engine's choice), so many vCPUs, and maybe an NPU.
 ///
 /// # Errors
 /// Code 5 if the engine refuses the model, 2 if it refuses the context.
-pub fn needed(model: &[u8], context: u32, format: Option<KvFormat>, vcpus: u32) -> Result<Needed> {
+pub fn needed(model: &[u8], context: u32, format: Option<KvFormat>, vcpus: u32, npu: bool) -> Result<Needed> {
     let model = Model::load(model, &Limits::default()).map_err(|error| {
         Error::new(
             Code::Partition,
@@ -66,6 +66,9 @@ pub fn needed(model: &[u8], context: u32, format: Option<KvFormat>, vcpus: u32) 
         )
     })?;
     let mut config = SessionConfig::for_model(&model);
+    if npu {
+        config = config.with_offload();
+    }
     config.threads = vcpus as usize;
     config.kv = format.unwrap_or(config.kv);
     if context != 0 {
@@ -88,33 +91,34 @@ mod tests {
 
     #[test]
     fn it_grows_with_the_context() {
-        let used = |context, vcpus| needed(TINY, context, None, vcpus).unwrap().used();
+        let used = |context, vcpus| needed(TINY, context, None, vcpus, false).unwrap().used();
         let (short, long) = (used(8, 1), used(64, 1));
         assert!(0 < short && short < long, "{short} {long}");
         assert!(used(8, 1) < used(8, 4));
-        assert!(needed(TINY, 0, None, 1).unwrap().heap() >= MIN_HEAP);
-        assert_eq!(needed(TINY, u32::MAX, None, 1).unwrap_err().code, Code::Usage);
+        assert!(used(64, 1) < needed(TINY, 64, None, 1, true).unwrap().used());
+        assert!(needed(TINY, 0, None, 1, false).unwrap().heap() >= MIN_HEAP);
+        assert_eq!(needed(TINY, u32::MAX, None, 1, false).unwrap_err().code, Code::Usage);
     }
 
     #[test]
     fn it_is_described_part_by_part() {
-        let text = needed(TINY, 64, None, 1).unwrap().describe(TINY.len(), 20 << 20);
+        let text = needed(TINY, 64, None, 1, false).unwrap().describe(TINY.len(), 20 << 20);
         assert!(text.contains("model 0.3 MiB") && text.contains("heap 20.0 MiB"), "{text}");
     }
 
     #[test]
     fn the_format_of_keys_and_values_counts() {
-        let kv = |format| needed(TINY, 64, Some(format), 1).unwrap().session.kv;
+        let kv = |format| needed(TINY, 64, Some(format), 1, false).unwrap().session.kv;
         assert!(kv(KvFormat::F16) < kv(KvFormat::F32));
         // Its heads are shorter than a block.
-        let error = needed(TINY, 64, Some(KvFormat::Q8_0), 1).unwrap_err();
+        let error = needed(TINY, 64, Some(KvFormat::Q8_0), 1, false).unwrap_err();
         assert!(error.code == Code::Usage && error.what.contains("--cache-type"), "{error}");
     }
 
     #[test]
     fn what_is_no_model_is_refused() {
         for bytes in [&b""[..], b"GGUF", &TINY[..1000], &[0; 100_000]] {
-            let error = needed(bytes, 0, None, 1).unwrap_err();
+            let error = needed(bytes, 0, None, 1, false).unwrap_err();
             assert_eq!(error.code, Code::Partition, "{error}");
         }
     }

@@ -14,6 +14,11 @@ use crate::sys::{self, Command, Mapping, Registers};
 /// Where the module's device is.
 pub const NPU_PATH: &str = "/dev/flexserve-npu";
 
+/// Whether there is an NPU.
+pub fn is_there() -> bool {
+    Path::new(NPU_PATH).exists()
+}
+
 /// What the hypervisor says of the NPU (`NPU_STATE` in [`hyp_abi::service::op`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {

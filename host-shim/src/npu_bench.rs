@@ -5,12 +5,13 @@
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use flexserve_engine::gguf::TensorType;
 use flexserve_engine::{Activations, Multiplier};
 use flexserve_npu_abi::{Job, Matrix, Rows};
-use flexserve_npu_driver::{Broker, Layout, Lease, Mmio, Ownership, PciTransport, Refusal};
+use flexserve_npu_driver::{Broker, Layout, Lease, List, Mmio, NotLent, Ownership, PciTransport, Refusal};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -27,6 +28,12 @@ const TOKENS: u32 = 128;
 const ROW_BYTES: usize = COLUMNS as usize / 32 * 34;
 /// Jobs of a list: between two lists the NPU may go.
 const JOBS: usize = 8;
+/// Lists between two looks at whether to stop.
+const LISTS: usize = 8;
+/// Between two looks at whether a list is done: the CPU is the NPU's model's as well.
+const PAUSE: Duration = Duration::from_micros(500);
+/// Between two signs of life.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 const INPUT: usize = ROWS as usize * ROW_BYTES;
 const OUTPUT: usize = INPUT + (TOKENS * COLUMNS * 4) as usize;
 
@@ -62,8 +69,8 @@ impl Broker for HostBroker {
     }
 
     /// Waits until it has it.
-    fn acquire(&mut self) -> Option<Ownership> {
-        self.npu.acquire().ok().as_ref().map(ownership)
+    fn acquire(&mut self) -> std::result::Result<Ownership, NotLent> {
+        self.npu.acquire().as_ref().map(ownership).map_err(|_| NotLent::Broken)
     }
 
     fn release(&mut self) {
@@ -162,9 +169,14 @@ impl Client {
     /// The NPU breaks the rules, or fails a job.
     pub fn work(&mut self, stop: &AtomicBool) -> Result<Work> {
         let (start, before) = (Instant::now(), self.lease.stats());
-        let list = [self.job(); JOBS];
+        let list: List = core::iter::repeat_n(self.job(), JOBS).collect();
         while !stop.load(Ordering::Relaxed) {
-            match self.lease.run(&list, &mut || true) {
+            let mut make = |index| (index < LISTS).then(|| list.clone());
+            let pause = &mut |_| {
+                std::thread::sleep(PAUSE);
+                true
+            };
+            match self.lease.run(&mut make, pause).1 {
                 Ok(()) => {}
                 Err(Refusal::NotNow) => std::thread::sleep(Duration::from_millis(1)),
                 Err(error) => return Err(Error::protocol(error.to_string())),
@@ -247,7 +259,22 @@ fn answer(arguments: &[String], npu: bool) -> Result<Answer> {
     if !npu {
         command.arg("--no-npu");
     }
-    let output = command.output().map_err(|error| Error::protocol(error.to_string()))?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|error| Error::protocol(error.to_string()))?;
+    let (ended, end) = std::sync::mpsc::channel::<()>();
+    let output = std::thread::scope(|scope| {
+        // On CPUs that are emulated an answer takes a while.
+        scope.spawn(move || {
+            let start = Instant::now();
+            while end.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("npu-bench: answering for {} s", start.elapsed().as_secs());
+            }
+        });
+        let output = child.wait_with_output();
+        drop(ended);
+        output
+    });
+    let output = output.map_err(|error| Error::protocol(error.to_string()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let report = text.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
     let report = report.filter(|report| report["ok"] == true).ok_or_else(|| {

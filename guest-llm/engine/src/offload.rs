@@ -140,9 +140,15 @@ pub enum Step<'s> {
 
 /// An accelerator. Calls come from the session's own thread.
 pub trait Offload: core::fmt::Debug {
-    /// Does `steps` in order on `buffers`, and returns when nothing accesses them any more. Returns whether all were done; if
-    /// not, what the steps write is anything, and the engine computes it itself.
-    fn run(&self, buffers: &mut [&mut [u8]], steps: &[Step<'_>]) -> bool;
+    /// Whether there is any use in asking it.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Does `steps` in order on `buffers`, in parts that end before those that `ends` names in ascending order, and returns when
+    /// nothing accesses the buffers any more. A part may be begun anew although the next has begun, but none behind that.
+    /// Returns how many parts were done; if not all, what the next two write is anything, and the engine goes on itself.
+    fn run(&self, buffers: &mut [&mut [u8]], steps: &[Step<'_>], ends: &[usize]) -> usize;
 }
 
 /// No accelerator.
@@ -150,7 +156,11 @@ pub trait Offload: core::fmt::Debug {
 pub struct NoOffload;
 
 impl Offload for NoOffload {
-    fn run(&self, _: &mut [&mut [u8]], _: &[Step<'_>]) -> bool {
+    fn is_ready(&self) -> bool {
         false
+    }
+
+    fn run(&self, _: &mut [&mut [u8]], _: &[Step<'_>], _: &[usize]) -> usize {
+        0
     }
 }

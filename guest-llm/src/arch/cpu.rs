@@ -137,6 +137,13 @@ pub fn set_timer(deadline: Option<u64>) {
     }
 }
 
+/// Leaves the CPU to the host for about so long; may return earlier. Nobody else may use the timer of this vCPU.
+pub fn sleep(time: u64) {
+    set_timer(Some(ticks().saturating_add(time)));
+    wait();
+    set_timer(None);
+}
+
 /// Stops this CPU for good; reached only if the hypervisor returned from a call that does not return.
 pub fn halt() -> ! {
     loop {

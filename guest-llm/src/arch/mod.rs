@@ -13,5 +13,5 @@ pub mod tables;
 #[cfg(target_os = "none")]
 pub use cpu::{
     acknowledge, endpoint_id, halt, receive_interrupts, secondary_entry, send_interrupt, send_interrupt_raw,
-    set_endpoint_id, set_timer, smc, ticks, ticks_per_second, vcpu_index, wait,
+    set_endpoint_id, set_timer, sleep, smc, ticks, ticks_per_second, vcpu_index, wait,
 };

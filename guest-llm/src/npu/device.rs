@@ -10,16 +10,14 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use flexserve_npu_driver::{
-    BufferDirection, Hal, Layout as Registers, Mmio, Ownership, PciTransport, PhysAddr,
+    BufferDirection, Hal, Layout as Registers, Mmio, NotLent, Ownership, PciTransport, PhysAddr,
 };
 use hyp_abi::PAGE_SIZE;
+use hyp_abi::ffa::error::BUSY;
 use hyp_abi::service::{npu, op};
 
 use super::{Accelerator, Addresses, World};
 use crate::{arch, ffa, layout};
-
-/// Seconds that a list of jobs may take.
-const PATIENCE: u64 = 60;
 
 /// The registers.
 #[derive(Debug)]
@@ -138,8 +136,11 @@ impl flexserve_npu_driver::Broker for Broker {
         ffa::npu(op::NPU_STATE).ok().map(ownership)
     }
 
-    fn acquire(&mut self) -> Option<Ownership> {
-        ffa::npu(op::NPU_ACQUIRE).ok().map(ownership)
+    fn acquire(&mut self) -> Result<Ownership, NotLent> {
+        ffa::npu(op::NPU_ACQUIRE).map(ownership).map_err(|ffa::Status(status)| match status {
+            BUSY => NotLent::Busy,
+            _ => NotLent::Broken,
+        })
     }
 
     fn release(&mut self) {
@@ -167,8 +168,12 @@ impl World for Partition {
         arch::ticks()
     }
 
-    fn patience(&self) -> u64 {
-        arch::ticks_per_second() * PATIENCE
+    fn second(&self) -> u64 {
+        arch::ticks_per_second()
+    }
+
+    fn sleep(&self, ticks: u64) {
+        arch::sleep(ticks);
     }
 
     fn log(&self, line: fmt::Arguments<'_>) {

@@ -14,7 +14,7 @@ use arrayvec::ArrayVec;
 use flexserve_engine::KvFormat;
 use flexserve_engine::offload::{Offload, Place, Step};
 use flexserve_npu_abi::{CHUNK_TOKENS, Cache, Capabilities, Format, JOBS_MAX, Job, Matrix, PAGE_SIZE, Rows};
-use flexserve_npu_driver::{Broker, Hal, Lease, LeaseStats, Refusal};
+use flexserve_npu_driver::{Broker, Hal, Lease, LeaseStats, Refusal, Wait};
 
 #[cfg(target_os = "none")]
 pub mod device;
@@ -24,8 +24,8 @@ pub const STEPS_MAX: usize = JOBS_MAX;
 /// Most bytes of weights of a job: half of what one may touch.
 const WEIGHTS_MAX: u64 = Capabilities::MOST.pages_max as u64 / 2 * PAGE_SIZE;
 
-/// Looks at the queue between two at the clock, which costs more.
-const TURNS: u32 = 1 << 12;
+/// A look at the queue costs some loads, and now and then one from a register of the device's; this many times as little is done in between.
+const SPINS: u32 = 64;
 
 /// Most buffers that go with some steps.
 const BUFFERS_MAX: usize = 16;
@@ -237,15 +237,27 @@ fn cache_format(format: KvFormat) -> Option<u32> {
     }
 }
 
-/// What an accelerator needs of the world.
+/// What an accelerator needs of the world. Times are in ticks.
 pub trait World {
     /// Reads a clock.
     fn ticks(&self) -> u64;
-    /// How long a list of jobs may take, in ticks.
-    fn patience(&self) -> u64;
+    /// Ticks of a second.
+    fn second(&self) -> u64;
+    /// Leaves the CPU to others for about so long.
+    fn sleep(&self, ticks: u64);
     /// Writes a line to the log.
     fn log(&self, line: fmt::Arguments<'_>);
 }
+
+/// Seconds that a list of jobs may take.
+const PATIENCE: u64 = 60;
+/// Parts of a second that are waited for the NPU, if another has it, and then done without: some times as long as the hypervisor
+/// lets another have it.
+const TURN: u64 = 1;
+/// A list that takes longer than this part of a second is waited for asleep.
+const AWAKE: u64 = 250;
+/// Longest sleep, as a part of a second.
+const ASLEEP: u64 = 250;
 
 /// The NPU as the engine's accelerator.
 pub struct Accelerator<H: Hal, B: Broker, A> {
@@ -253,6 +265,8 @@ pub struct Accelerator<H: Hal, B: Broker, A> {
     world: A,
     /// Whether it may be used.
     enabled: Cell<bool>,
+    /// When it may be asked for again, by the clock.
+    not_before: Cell<u64>,
     /// Whether what is wrong with it was logged.
     logged: Cell<bool>,
 }
@@ -267,7 +281,13 @@ impl<H: Hal, B: Broker, A: Addresses + World> Accelerator<H, B, A> {
     /// Uses what the broker lends.
     pub fn new(broker: B, world: A) -> Self {
         let lease = RefCell::new(Lease::new(broker));
-        Accelerator { lease, world, enabled: Cell::new(true), logged: Cell::new(false) }
+        Accelerator {
+            lease,
+            world,
+            enabled: Cell::new(true),
+            not_before: Cell::new(0),
+            logged: Cell::new(false),
+        }
     }
 
     /// Says whether it may be used from here on. If not, it is given back.
@@ -289,26 +309,52 @@ impl<H: Hal, B: Broker, A: Addresses + World> Accelerator<H, B, A> {
 }
 
 impl<H: Hal, B: Broker, A: Addresses + World> Offload for Accelerator<H, B, A> {
-    fn run(&self, buffers: &mut [&mut [u8]], steps: &[Step<'_>]) -> bool {
-        if !self.enabled.get() {
-            return false;
+    fn is_ready(&self) -> bool {
+        self.enabled.get() && self.world.ticks() >= self.not_before.get()
+    }
+
+    fn run(&self, buffers: &mut [&mut [u8]], steps: &[Step<'_>], ends: &[usize]) -> usize {
+        if !self.is_ready() {
+            return 0;
         }
-        let (Some(jobs), Ok(mut lease)) = (jobs(&self.world, buffers, steps), self.lease.try_borrow_mut())
-        else {
-            return false;
+        let (world, second) = (&self.world, self.world.second());
+        let Ok(mut lease) = self.lease.try_borrow_mut() else { return 0 };
+        // What cannot be done ends the work: what is behind it cannot be done either.
+        let mut make = |part: usize| {
+            let first = part.checked_sub(1).map_or(Some(0), |before| ends.get(before).copied())?;
+            jobs(world, buffers, steps.get(first..*ends.get(part)?)?)
         };
-        let (start, patience, mut turns) = (self.world.ticks(), self.world.patience(), 0u32);
-        let done = lease.run(&jobs, &mut || {
-            core::hint::spin_loop();
-            turns = turns.wrapping_add(1);
-            !turns.is_multiple_of(TURNS) || self.world.ticks().wrapping_sub(start) < patience
-        });
-        match done {
-            Err(refusal) if refusal != Refusal::NotNow && !self.logged.replace(true) => {
-                self.world.log(format_args!("{refusal}"));
+        let (mut begin, mut waiting_for) = (world.ticks(), Wait::List);
+        let (done, result) = lease.run(&mut make, &mut |wait| {
+            let now = world.ticks();
+            if wait != waiting_for {
+                (begin, waiting_for) = (now, wait);
             }
-            _ => {}
+            let waited = now.wrapping_sub(begin);
+            match wait {
+                Wait::Turn => {
+                    world.sleep(second / ASLEEP);
+                    waited < second * TURN
+                }
+                Wait::List if waited < second / AWAKE => {
+                    (0..SPINS).for_each(|_| core::hint::spin_loop());
+                    true
+                }
+                Wait::List => {
+                    world.sleep((waited / 2).min(second / ASLEEP));
+                    waited < second * PATIENCE
+                }
+            }
+        });
+        match result {
+            Ok(()) => {}
+            Err(Refusal::NotNow) => self.not_before.set(world.ticks() + second * TURN),
+            Err(refusal) => {
+                if !self.logged.replace(true) {
+                    world.log(format_args!("{refusal}"));
+                }
+            }
         }
-        done.is_ok()
+        done
     }
 }

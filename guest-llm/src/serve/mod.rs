@@ -278,6 +278,9 @@ impl<'m> Context<'m> {
             Some((_, session)) => session,
             None => {
                 let mut config = SessionConfig::for_model(self.model);
+                if platform.offload().is_some() {
+                    config = config.with_offload();
+                }
                 if wanted.length != 0 {
                     config.context = wanted.length as usize;
                 }
@@ -285,7 +288,6 @@ impl<'m> Context<'m> {
                 config.context_shift = wanted.shift;
                 config.memory_limit = platform.heap_free().saturating_sub(RESERVE);
                 config.threads = platform.threads();
-                config.offload = platform.offload().is_some();
                 self.conversation = Conversation::new();
                 let mut session = engine::Session::new(self.model, &config)?;
                 session.share_work(platform.parallel());

@@ -21,7 +21,7 @@ use flexserve::template::{HostTemplate, WARNING, render_limited};
 use flexserve::virtio::block::scratch;
 use flexserve::vmm::{Live, Options, run, with_partition};
 use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
-use flexserve::{npu_bench, switch_bench};
+use flexserve::{npu, npu_bench, switch_bench};
 use hyp_abi::ffa;
 use hyp_abi::service::INFO_FAULT_KNOBS;
 use hyp_abi::stats::{Cost, PartitionStats, SwitchCost, state};
@@ -107,7 +107,8 @@ fn answer_with(args: &RunArgs, output: &Output) -> Result<Report> {
         Error::usage(format!("the scratch file: {error}"), "make room for it, or use a smaller --scratch")
     })?;
     device.add_disk(SLOT_SCRATCH, scratch, false);
-    let needed = heap::needed(model.bytes(), args.context, args.cache, image.manifest().vcpu_count);
+    let vcpus = image.manifest().vcpu_count;
+    let needed = heap::needed(model.bytes(), args.context, args.cache, vcpus, npu::is_there());
     let heap_bytes = match (args.mem_heap, &needed) {
         (Some(bytes), _) => bytes,
         (None, Ok(needed)) => needed.heap(),

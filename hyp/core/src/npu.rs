@@ -6,11 +6,12 @@
 //! ```text
 //!             ACQUIRE, nobody else holds it, or its time is up: switch
 //!   free ────────────────────────────────────────────────► held by the caller
-//!     ▲        RELEASE; end of a partition (back to the host)       │ asked for: `wanted`, and
-//!     └─────────────────────────────────────────────────────────────┘ GRACE to reach a job boundary
+//!     ▲        RELEASE; end of a partition (back to the host)       │ asked for: after its SLICE it is `wanted`,
+//!     └─────────────────────────────────────────────────────────────┘ with GRACE to reach a job boundary
 //! ```
-//! A free NPU stays with its last owner until somebody asks. Who does not release it in time loses it in the middle of a
-//! job: the device is reset, the job is lost, and jobs may be repeated.
+//! A free NPU stays with its last owner until somebody asks; one that was asked for is kept for who asked, for a while. Who
+//! does not release it in time loses it in the middle of a job: the device is reset, the job is lost, and jobs may be
+//! repeated.
 
 use crate::Platform;
 use crate::knob::{self, Knobs};
@@ -57,8 +58,13 @@ pub struct NpuLayout {
     pub notify_multiplier: u32,
 }
 
-/// Milliseconds that an owner has from the request of another to the end of its job.
-const GRACE_MILLISECONDS: u64 = 50;
+/// Milliseconds that who holds the NPU may use it before others are heard, so that two who share it do not spend their time
+/// with switches.
+const SLICE: u64 = 50;
+/// Milliseconds that it then has to the end of its job.
+const GRACE: u64 = 200;
+/// Milliseconds that an NPU that was released is kept for who asked for it.
+const RESERVE: u64 = 20;
 
 /// Somebody who waits for the NPU.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +81,8 @@ pub(crate) struct Npu {
     owner: Option<Party>,
     /// Whether the owner uses it.
     held: bool,
+    /// When it was acquired or released, in ticks.
+    since: u64,
     request: Option<Request>,
     stats: NpuStats,
 }
@@ -86,10 +94,14 @@ pub(crate) struct Context<'a, P> {
     pub knobs: &'a Knobs,
 }
 
+fn ticks<P: Platform>(cx: &Context<'_, P>, milliseconds: u64) -> u64 {
+    cx.platform.ticks_per_second().saturating_mul(milliseconds) / 1000
+}
+
 impl Npu {
     /// No NPU.
     pub(crate) const NONE: Self =
-        Self { layout: None, owner: None, held: false, request: None, stats: NpuStats::NONE };
+        Self { layout: None, owner: None, held: false, since: 0, request: None, stats: NpuStats::NONE };
 
     /// Boot: there is one, in its power-on state, nobody's. The window is made.
     pub(crate) fn install<P: Platform>(&mut self, mut cx: Context<'_, P>, layout: NpuLayout) {
@@ -111,15 +123,17 @@ impl Npu {
         let Some(layout) = self.layout else { return Some(Err(absent)) };
         let done = match operation {
             op::NPU_ACQUIRE => self.acquire(&mut cx, party),
-            op::NPU_RELEASE => self.release(party),
+            op::NPU_RELEASE => self.release(&cx, party),
             _ => Ok(()),
         };
-        Some(done.map(|()| self.state(cx.memory, party, layout)))
+        Some(done.map(|()| self.state(&cx, party, layout)))
     }
 
-    fn state(&self, memory: &FlexMem, party: Party, layout: NpuLayout) -> Results {
+    fn state<P: Platform>(&self, cx: &Context<'_, P>, party: Party, layout: NpuLayout) -> Results {
+        let memory = &cx.memory;
         let yours = self.owner == Some(party);
-        let wanted = self.request.is_some_and(|request| request.party != party);
+        let slice_end = self.since.saturating_add(ticks(cx, SLICE));
+        let wanted = self.other_request(party).is_some() && cx.platform.ticks() >= slice_end;
         let mut flags = 0;
         flags |= if yours && self.held { npu::HELD } else { 0 };
         flags |= if yours && self.held && wanted { npu::WANTED } else { 0 };
@@ -130,37 +144,49 @@ impl Npu {
     }
 
     fn acquire<P: Platform>(&mut self, cx: &mut Context<'_, P>, party: Party) -> Result<(), Refusal> {
+        let now = cx.platform.ticks();
+        if self.owner == Some(party) && self.held {
+            return Ok(());
+        }
+        let reserved = self.since.saturating_add(ticks(cx, RESERVE));
+        if self.held {
+            self.ask(cx, party)?;
+            self.stats.forced += 1;
+        } else if self.other_request(party).is_some() && now < reserved {
+            return Err(Refusal { code: BUSY, value: reserved - now });
+        }
         if self.owner != Some(party) {
-            if self.held {
-                self.ask(cx, party)?;
-                self.stats.forced += 1;
-            }
             self.switch(cx, party)?;
         }
-        self.held = true;
+        (self.held, self.since, self.request) = (true, now, None);
         Ok(())
+    }
+
+    fn other_request(&self, party: Party) -> Option<Request> {
+        self.request.filter(|request| request.party != party)
     }
 
     /// Notes that a party wants what another holds; refuses until the other's time is up.
     fn ask<P: Platform>(&mut self, cx: &Context<'_, P>, party: Party) -> Result<(), Refusal> {
-        let now = cx.platform.ticks();
-        let grace = cx.platform.ticks_per_second().saturating_mul(GRACE_MILLISECONDS) / 1000;
+        let (now, grace) = (cx.platform.ticks(), ticks(cx, GRACE));
+        let slice_end = self.since.saturating_add(ticks(cx, SLICE));
+        let end = |request: &Request| request.since.max(slice_end).saturating_add(grace);
         // Who asked and does not come back keeps nobody else from asking.
-        let expired = |request: &Request| now.saturating_sub(request.since) >= grace.saturating_mul(2);
-        self.request = self.request.filter(|request| request.party == party || !expired(request));
+        let lapsed = |request: &Request| now >= end(request).saturating_add(grace);
+        self.request = self.request.filter(|request| request.party == party || !lapsed(request));
         let request = *self.request.get_or_insert(Request { party, since: now });
-        let left = grace.saturating_sub(now.saturating_sub(request.since));
+        let left = end(&request).saturating_sub(now);
         if request.party == party && left == 0 {
             return Ok(());
         }
         Err(Refusal { code: BUSY, value: left.max(1) })
     }
 
-    fn release(&mut self, party: Party) -> Result<(), Refusal> {
+    fn release<P: Platform>(&mut self, cx: &Context<'_, P>, party: Party) -> Result<(), Refusal> {
         if self.owner != Some(party) || !self.held {
             return Err(Refusal { code: DENIED, value: 0 });
         }
-        self.held = false;
+        (self.held, self.since) = (false, cx.platform.ticks());
         Ok(())
     }
 
@@ -193,7 +219,6 @@ impl Npu {
         };
         let from = self.owner.take();
         self.held = false;
-        self.request = self.request.filter(|request| request.party != to);
         if let Some(from) = from {
             cx.memory.window_close(cx.platform, from)?;
         }

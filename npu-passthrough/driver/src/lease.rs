@@ -2,16 +2,32 @@
 
 use core::fmt;
 
+use arrayvec::ArrayVec;
 use flexserve_npu_abi::{Capabilities, JOBS_MAX, Job, Status};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
-use crate::{Error, Npu, Priority};
+use crate::{Error, Npu, Priority, Ticket};
 
 /// Times that a list is repeated because the NPU was lost, until the caller is told to do without.
 const ATTEMPTS: u32 = 4;
-/// Lists that are left to the caller after the NPU was given back to somebody who wanted it, unless he takes it earlier.
-const COURTESY: u32 = 16;
+/// Lists in flight: while one is computed the next is there, and whoever wants the NPU waits for no more than that.
+const IN_FLIGHT: usize = 2;
+
+/// A list of jobs.
+pub type List = ArrayVec<Job, JOBS_MAX>;
+
+/// Why there is nothing to do but wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// A list is in flight.
+    List,
+    /// Another has the NPU.
+    Turn,
+}
+
+/// Waits a little, and says whether to go on waiting.
+pub type Pause<'p> = &'p mut dyn FnMut(Wait) -> bool;
 
 /// What its broker says of the NPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +40,15 @@ pub struct Ownership {
     pub generation: u64,
 }
 
+/// Why the NPU is not lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotLent {
+    /// Another has it, who has been told.
+    Busy,
+    /// It is out of order.
+    Broken,
+}
+
 /// Who lends the NPU: the hypervisor.
 pub trait Broker {
     /// How its registers are reached.
@@ -32,9 +57,11 @@ pub trait Broker {
     /// Asks about the NPU; none if there is none.
     fn state(&mut self) -> Option<Ownership>;
 
-    /// Asks for it; none if it is not to be had now. The last owner's work has ended then, and the NPU reaches the memory
-    /// of the caller and of nobody else.
-    fn acquire(&mut self) -> Option<Ownership>;
+    /// Asks for it. The last owner's work has ended then, and the NPU reaches the memory of the caller and of nobody else.
+    ///
+    /// # Errors
+    /// [`NotLent`].
+    fn acquire(&mut self) -> Result<Ownership, NotLent>;
 
     /// Gives it back.
     fn release(&mut self);
@@ -86,8 +113,6 @@ pub struct Lease<H: Hal, B: Broker> {
     held: bool,
     /// Why it is not asked any more.
     useless: Option<Error>,
-    /// The generation in which it was given back to somebody who wanted it, and lists since.
-    given_back: Option<(u64, u32)>,
     stats: LeaseStats,
 }
 
@@ -101,64 +126,115 @@ impl<H: Hal, B: Broker> fmt::Debug for Lease<H, B> {
 impl<H: Hal, B: Broker> Lease<H, B> {
     /// Nothing is asked yet.
     pub fn new(broker: B) -> Self {
-        Lease {
-            broker,
-            npu: None,
-            held: false,
-            useless: None,
-            given_back: None,
-            stats: LeaseStats::default(),
-        }
+        Lease { broker, npu: None, held: false, useless: None, stats: LeaseStats::default() }
     }
 
-    /// Does jobs in order, as one list or several, of which each begins when the one before it has ended. While the NPU is
-    /// busy `pause` is called; when that returns false it is given up for good.
+    /// Does the lists that `make` makes by number, from 0 on until it makes none, each after the one before it. While there is
+    /// nothing to do `pause` is called; when that does not wait for a list any longer, the NPU is given up for good.
     ///
-    /// The NPU is acquired if need be, and kept; when somebody wants it, it is given back before the next list. A list that
-    /// was lost with it is repeated. If this fails, some of the jobs may have been done.
+    /// The NPU is acquired if need be, and kept; when somebody wants it, it is given back between two lists, and asked for
+    /// again. Lists that were lost with it are made again; so a list may be begun anew although the next has begun, but
+    /// none behind that. Returns how many lists were done, all others before which it failed; what the next two write is
+    /// anything then.
     ///
     /// # Errors
-    /// [`Refusal`].
-    pub fn run(&mut self, jobs: &[Job], pause: &mut dyn FnMut() -> bool) -> Result<(), Refusal> {
-        let done = jobs.chunks(JOBS_MAX).try_for_each(|list| self.run_list(list, pause));
-        self.stats.refusals += u64::from(done == Err(Refusal::NotNow));
-        done
-    }
-
-    fn run_list(&mut self, jobs: &[Job], pause: &mut dyn FnMut() -> bool) -> Result<(), Refusal> {
-        for _ in 0..ATTEMPTS {
-            let npu = self.ready()?;
-            let ticket = npu.submit(Priority::Normal, jobs);
-            let ended = ticket.and_then(|ticket| npu.wait(ticket, &mut [], &mut *pause));
-            match ended {
-                Ok(Status::Ok) => {
-                    self.stats.jobs += jobs.len() as u64;
-                    return Ok(());
-                }
-                Ok(status) => return Err(Refusal::Failed(status)),
-                Err(Error::Lost) => {
+    /// [`Refusal`]. No access of the NPU's is under way.
+    pub fn run(
+        &mut self,
+        make: &mut dyn FnMut(usize) -> Option<List>,
+        pause: Pause<'_>,
+    ) -> (usize, Result<(), Refusal>) {
+        let (mut done, mut losses) = (0, 0);
+        loop {
+            let before = done;
+            match self.run_on(&mut done, make, pause) {
+                Ok(()) => return (done, Ok(())),
+                Err(None) => {
+                    losses = if done > before { 1 } else { losses + 1 };
                     self.stats.losses += 1;
-                    self.stop()?;
-                }
-                // Of a device that is being taken away even an answer may be cut off.
-                Err(error) => {
-                    let generation = self.npu.as_ref().map(|(generation, _)| *generation);
-                    match generation {
-                        Some(generation) if self.is_lost(generation) => self.stop()?,
-                        _ => return Err(self.give_up(error)),
+                    if losses >= ATTEMPTS {
+                        self.stats.refusals += 1;
+                        return (done, Err(Refusal::NotNow));
                     }
+                }
+                Err(Some(refusal)) => {
+                    self.stats.refusals += u64::from(refusal == Refusal::NotNow);
+                    return (done, Err(refusal));
                 }
             }
         }
-        Err(Refusal::NotNow)
+    }
+
+    /// Goes on behind `done` lists until all are done; [`None`]: the NPU was lost.
+    fn run_on(
+        &mut self,
+        done: &mut usize,
+        make: &mut dyn FnMut(usize) -> Option<List>,
+        pause: Pause<'_>,
+    ) -> Result<(), Option<Refusal>> {
+        let mut in_flight: ArrayVec<(Ticket, usize), IN_FLIGHT> = ArrayVec::new();
+        let mut is_last = false;
+        loop {
+            while !is_last && !in_flight.is_full() {
+                if !in_flight.is_empty() && self.is_wanted() {
+                    break;
+                }
+                let Some(list) = make(*done + in_flight.len()) else {
+                    is_last = true;
+                    break;
+                };
+                let npu = if in_flight.is_empty() { self.ready(pause)? } else { self.running()? };
+                match npu.submit(Priority::Normal, &list) {
+                    Ok(ticket) => in_flight.push((ticket, list.len())),
+                    Err(error) => return Err(self.failed(error)),
+                }
+            }
+            let Some((ticket, jobs)) = in_flight.pop_at(0) else { return Ok(()) };
+            let ended = self.running()?.wait(ticket, &mut [], || pause(Wait::List));
+            match ended {
+                Ok(Status::Ok) => {
+                    *done += 1;
+                    self.stats.jobs += jobs as u64;
+                }
+                Ok(status) => {
+                    // Nothing may be under way.
+                    for (ticket, _) in in_flight {
+                        if let Err(error) = self.running()?.wait(ticket, &mut [], || pause(Wait::List)) {
+                            return Err(self.failed(error));
+                        }
+                    }
+                    return Err(Some(Refusal::Failed(status)));
+                }
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+    }
+
+    /// Stops a device that was lost; gives up one that fails otherwise.
+    fn failed(&mut self, error: Error) -> Option<Refusal> {
+        // Of a device that is being taken away even an answer may be cut off.
+        let generation = self.npu.as_ref().map(|(generation, _)| *generation);
+        if error == Error::Lost || generation.is_some_and(|generation| self.is_lost(generation)) {
+            self.stop().err()
+        } else {
+            Some(self.give_up(error))
+        }
+    }
+
+    fn running(&mut self) -> Result<&mut Npu<H, B::Transport>, Option<Refusal>> {
+        self.npu.as_mut().map(|(_, npu)| npu).ok_or(None)
+    }
+
+    fn is_wanted(&mut self) -> bool {
+        self.broker.state().is_some_and(|state| state.wanted)
     }
 
     /// Asks what the NPU can do.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn capabilities(&mut self, pause: &mut dyn FnMut() -> bool) -> Result<Capabilities, Refusal> {
-        match self.ready()?.capabilities(pause) {
+    pub fn capabilities(&mut self, pause: Pause<'_>) -> Result<Capabilities, Refusal> {
+        match self.ready(pause)?.capabilities(|| pause(Wait::List)) {
             Ok(capabilities) => Ok(capabilities),
             Err(Error::Lost) => self.stop().and(Err(Refusal::NotNow)),
             Err(error) => Err(self.give_up(error)),
@@ -178,8 +254,8 @@ impl<H: Hal, B: Broker> Lease<H, B> {
         self.stats
     }
 
-    /// The NPU, held and started.
-    fn ready(&mut self) -> Result<&mut Npu<H, B::Transport>, Refusal> {
+    /// The NPU, held and started. Gives it back before, if somebody wants it and nothing is in flight.
+    fn ready(&mut self, pause: Pause<'_>) -> Result<&mut Npu<H, B::Transport>, Refusal> {
         if let Some(error) = self.useless {
             return Err(Refusal::Useless(error));
         }
@@ -187,9 +263,8 @@ impl<H: Hal, B: Broker> Lease<H, B> {
         self.held = state.held;
         if state.wanted {
             self.give_back();
-            self.given_back = Some((state.generation, 0));
         }
-        let generation = if self.held { state.generation } else { self.acquire(state.generation)? };
+        let generation = if self.held { state.generation } else { self.acquire(pause)? };
         if self.npu.as_ref().is_some_and(|(then, _)| *then != generation) {
             // What is known of the device is of before.
             self.stop()?;
@@ -210,19 +285,18 @@ impl<H: Hal, B: Broker> Lease<H, B> {
         self.broker.state().is_some_and(|state| !state.held || state.generation != generation)
     }
 
-    /// Asks for it; returns the generation.
-    fn acquire(&mut self, generation: u64) -> Result<u64, Refusal> {
-        if let Some((then, lists)) = &mut self.given_back
-            && *then == generation
-            && *lists < COURTESY
-        {
-            *lists += 1;
-            return Err(Refusal::NotNow);
+    /// Asks for it until it is lent; returns the generation.
+    fn acquire(&mut self, pause: Pause<'_>) -> Result<u64, Refusal> {
+        loop {
+            match self.broker.acquire() {
+                Ok(state) => {
+                    self.held = true;
+                    return Ok(state.generation);
+                }
+                Err(NotLent::Busy) if pause(Wait::Turn) => {}
+                Err(_) => return Err(Refusal::NotNow),
+            }
         }
-        self.given_back = None;
-        let state = self.broker.acquire().ok_or(Refusal::NotNow)?;
-        self.held = true;
-        Ok(state.generation)
     }
 
     /// Stops the device, if it is running and still there.

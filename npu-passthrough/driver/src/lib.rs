@@ -34,7 +34,7 @@ mod pci;
 #[allow(unsafe_code)]
 mod ring;
 
-pub use lease::{Broker, Lease, LeaseStats, Ownership, Refusal};
+pub use lease::{Broker, Lease, LeaseStats, List, NotLent, Ownership, Pause, Refusal, Wait};
 pub use npu::{Error, Npu, Priority, Ticket};
 pub use pci::{Layout, Mmio, PciTransport};
 pub use virtio_drivers::transport::Transport;

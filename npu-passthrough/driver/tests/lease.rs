@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use flexserve_npu_abi::{JOBS_MAX, Job, Matrix, Rows, Status};
-use flexserve_npu_driver::{Broker, Error, Lease, Ownership, PciTransport, Refusal, Transport};
+use flexserve_npu_driver::{
+    Broker, Error, Lease, List, NotLent, Ownership, PciTransport, Refusal, Transport, Wait,
+};
 use flexserve_npu_model::Options;
 use flexserve_npu_model::throttle::Throttle;
 use machine::{Bounce, IOVA, Machine, TENSORS, Window};
@@ -27,6 +29,7 @@ struct Fake {
     countdown: Cell<Option<u32>>,
     /// Times that it is not lent.
     busy: Cell<u32>,
+    broken: Cell<bool>,
     calls: Cell<u32>,
 }
 
@@ -41,6 +44,7 @@ impl Fake {
             generation: Cell::new(1),
             countdown: Cell::new(None),
             busy: Cell::new(0),
+            broken: Cell::new(false),
             calls: Cell::new(0),
         })
     }
@@ -81,19 +85,22 @@ impl Broker for Client {
         Some(Ownership { held, wanted: held && self.0.wanted.get(), generation: self.0.generation.get() })
     }
 
-    fn acquire(&mut self) -> Option<Ownership> {
+    fn acquire(&mut self) -> Result<Ownership, NotLent> {
         self.0.call();
         let fake = &self.0;
         if fake.busy.get() > 0 {
             fake.busy.set(fake.busy.get() - 1);
-            return None;
+            return Err(NotLent::Busy);
+        }
+        if fake.broken.get() {
+            return Err(NotLent::Broken);
         }
         if fake.machine.taken.get() {
             fake.machine.taken.set(false);
             fake.generation.set(fake.generation.get() + 1);
         }
         fake.held.set(true);
-        Some(Ownership { held: true, wanted: false, generation: fake.generation.get() })
+        Ok(Ownership { held: true, wanted: false, generation: fake.generation.get() })
     }
 
     fn release(&mut self) {
@@ -145,13 +152,27 @@ fn are_right(machine: &Machine, count: usize) -> bool {
     })
 }
 
-/// Waits a long, but not an endless time.
-fn patience() -> impl FnMut() -> bool {
+/// Waits a long, but not an endless time for a list; takes its turn at once or not at all.
+fn patience() -> impl FnMut(Wait) -> bool {
     let end = Instant::now() + Duration::from_secs(20);
-    move || {
+    move |wait| {
         std::thread::yield_now();
-        Instant::now() < end
+        wait == Wait::List && Instant::now() < end
     }
+}
+
+/// Does jobs as lists of so many.
+fn run(
+    lease: &mut Rented,
+    jobs: &[Job],
+    length: usize,
+    pause: &mut dyn FnMut(Wait) -> bool,
+) -> (usize, Result<(), Refusal>) {
+    lease.run(&mut |index| jobs.chunks(length).nth(index).map(|list| list.iter().copied().collect()), pause)
+}
+
+fn run_all(lease: &mut Rented, jobs: &[Job], pause: &mut dyn FnMut(Wait) -> bool) -> Result<(), Refusal> {
+    run(lease, jobs, JOBS_MAX, pause).1
 }
 
 #[test]
@@ -160,14 +181,14 @@ fn it_is_acquired_once_and_kept() {
     let jobs = products(&fake.machine, 150);
     let mut lease = lease(&fake);
     for list in [&jobs[..], &jobs[..0], &jobs[..1]] {
-        lease.run(list, &mut patience()).unwrap();
+        run_all(&mut lease, list, &mut patience()).unwrap();
     }
     assert!(are_right(&fake.machine, jobs.len()) && jobs.len() > 2 * JOBS_MAX);
     assert_eq!((fake.generation.get(), fake.held.get()), (2, true));
     assert_eq!(lease.stats().jobs, 151);
     lease.give_back();
     assert!(!fake.held.get());
-    lease.run(&jobs, &mut patience()).unwrap();
+    run_all(&mut lease, &jobs, &mut patience()).unwrap();
     drop(lease);
     assert_eq!((fake.held.get(), fake.machine.pages_in_use()), (false, 0));
     assert_eq!(fake.generation.get(), 2, "nobody else had it");
@@ -186,7 +207,7 @@ fn wherever_it_is_lost_no_job_is() {
             countdown.set(Some(step));
             let mut attempts = 0;
             let done = loop {
-                match lease.run(&jobs, &mut patience()) {
+                match run_all(&mut lease, &jobs, &mut patience()) {
                     Err(Refusal::NotNow) if attempts < 3 => attempts += 1,
                     done => break done,
                 }
@@ -212,7 +233,7 @@ fn a_list_in_flight_is_repeated_but_not_for_ever() {
     let mut lease = lease(&fake);
     let taker = fake.clone();
     let mut turns = 0;
-    let done = lease.run(&jobs, &mut || {
+    let done = run_all(&mut lease, &jobs, &mut |_| {
         turns += 1;
         if turns % 10 == 0 {
             taker.take();
@@ -225,26 +246,78 @@ fn a_list_in_flight_is_repeated_but_not_for_ever() {
 }
 
 #[test]
-fn it_is_given_back_when_another_wants_it_and_not_snatched_again() {
+fn it_is_given_back_between_lists_and_asked_for_again() {
     let fake = Fake::new(Options::default());
-    let jobs = products(&fake.machine, 2);
+    let jobs = products(&fake.machine, 6);
     let mut lease = lease(&fake);
-    lease.run(&jobs, &mut patience()).unwrap();
+    assert_eq!(run(&mut lease, &jobs, 1, &mut patience()), (6, Ok(())));
+    // Another wants it when the third list is made, and has it for some turns.
+    let (mut turns, mut made) = (0, Vec::new());
+    let other = fake.clone();
+    let mut make = |index: usize| {
+        made.push(index);
+        if made.len() == 3 {
+            other.wanted.set(true);
+            other.busy.set(5);
+        }
+        jobs.get(index).map(|job| List::from_iter([*job]))
+    };
+    let done = lease.run(&mut make, &mut |wait| {
+        turns += u32::from(wait == Wait::Turn);
+        std::thread::yield_now();
+        true
+    });
+    assert_eq!((done, turns), ((6, Ok(())), 5));
+    assert_eq!(made, [0, 1, 2, 3, 4, 5, 6], "no list was made twice");
+    assert!(are_right(&fake.machine, 6));
+    assert_eq!(lease.stats().losses, 0);
+    // Who does not want to wait is told.
     fake.wanted.set(true);
-    assert_eq!(lease.run(&jobs, &mut patience()), Err(Refusal::NotNow));
-    assert!(!fake.held.get());
-    assert_eq!(lease.run(&jobs, &mut patience()), Err(Refusal::NotNow));
-    // The other has it now, for a while.
-    fake.take();
     fake.busy.set(5);
-    for _ in 0..5 {
-        assert_eq!(lease.run(&jobs, &mut patience()), Err(Refusal::NotNow));
+    assert_eq!(run(&mut lease, &jobs, 1, &mut patience()), (0, Err(Refusal::NotNow)));
+    assert!(!fake.held.get());
+    // Of one that is out of order nothing is expected, but it may be asked again.
+    fake.busy.set(0);
+    fake.broken.set(true);
+    assert_eq!(run(&mut lease, &jobs, 1, &mut |_| panic!("waits")), (0, Err(Refusal::NotNow)));
+    fake.broken.set(false);
+    assert_eq!(run(&mut lease, &jobs, 1, &mut patience()), (6, Ok(())));
+}
+
+#[test]
+fn what_was_done_before_a_loss_is_not_repeated() {
+    let fake = Fake::new(Options::default());
+    let jobs = products(&fake.machine, 12);
+    let mut lease = lease(&fake);
+    let mut made = Vec::new();
+    let taker = fake.clone();
+    let done = lease.run(
+        &mut |index| {
+            made.push(index);
+            if made.len() % 5 == 0 {
+                taker.take();
+            }
+            jobs.get(index).map(|job| List::from_iter([*job]))
+        },
+        &mut patience(),
+    );
+    assert_eq!(done, (12, Ok(())));
+    assert!(lease.stats().losses > 0 && are_right(&fake.machine, 12));
+    // Whatever is made again was in flight: nothing goes back by more than two.
+    let mut last = 0;
+    for index in made {
+        assert!(index + 2 > last, "{index} after {last}");
+        last = last.max(index);
     }
-    lease.run(&jobs, &mut patience()).unwrap();
-    // One who wants it and never takes it does not get it for ever.
-    fake.wanted.set(true);
-    let refused = (0..1000).take_while(|_| lease.run(&jobs, &mut patience()).is_err()).count();
-    assert!((1..100).contains(&refused), "{refused}");
+}
+
+#[test]
+fn a_list_that_fails_ends_those_behind_it() {
+    let fake = Fake::new(Options::default());
+    let mut jobs = products(&fake.machine, 5);
+    jobs[2] = Job { weights: 0x9000_0000, ..jobs[2] };
+    let mut lease = lease(&fake);
+    assert_eq!(run(&mut lease, &jobs, 1, &mut patience()), (2, Err(Refusal::Failed(Status::ReadFault))));
     assert!(are_right(&fake.machine, 2));
 }
 
@@ -254,10 +327,10 @@ fn what_is_no_npu_is_asked_no_more() {
     let jobs = products(&fake.machine, 1);
     fake.machine.magic.set(7);
     let mut lease = lease(&fake);
-    assert_eq!(lease.run(&jobs, &mut patience()), Err(Refusal::Useless(Error::Absent)));
+    assert_eq!(run_all(&mut lease, &jobs, &mut patience()), Err(Refusal::Useless(Error::Absent)));
     assert!(!fake.held.get());
     let calls = fake.calls.get();
-    assert_eq!(lease.run(&jobs, &mut patience()), Err(Refusal::Useless(Error::Absent)));
+    assert_eq!(run_all(&mut lease, &jobs, &mut patience()), Err(Refusal::Useless(Error::Absent)));
     assert_eq!(fake.calls.get(), calls);
 }
 
@@ -267,7 +340,7 @@ fn one_that_is_too_slow_is_stopped() {
     let fake = Fake::new(Options { throttle: slow, ..Options::default() });
     let jobs = products(&fake.machine, 1);
     let mut lease = lease(&fake);
-    assert_eq!(lease.run(&jobs, &mut || false), Err(Refusal::Useless(Error::Impatient)));
+    assert_eq!(run_all(&mut lease, &jobs, &mut |_| false), Err(Refusal::Useless(Error::Impatient)));
     assert!(!fake.held.get());
     // Its registers are as after a reset.
     assert_eq!(fake.machine.transport().get_status().bits(), 0);
@@ -279,7 +352,7 @@ fn a_job_that_fails_leaves_the_npu_usable() {
     let jobs = products(&fake.machine, 1);
     let mut lease = lease(&fake);
     let far = Job { weights: 0x9000_0000, ..jobs[0] };
-    assert_eq!(lease.run(&[far], &mut patience()), Err(Refusal::Failed(Status::ReadFault)));
-    lease.run(&jobs, &mut patience()).unwrap();
+    assert_eq!(run_all(&mut lease, &[far], &mut patience()), Err(Refusal::Failed(Status::ReadFault)));
+    run_all(&mut lease, &jobs, &mut patience()).unwrap();
     assert!(are_right(&fake.machine, 1));
 }

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,10 @@ pub struct Device {
     ended: AtomicBool,
     /// Jobs that are done since power-on.
     jobs: AtomicU32,
+    /// Grants that were asked for, and the time that took, in nanoseconds.
+    asked: [AtomicU64; 2],
+    /// When the last list ended.
+    idle_since: Mutex<Option<Instant>>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -159,6 +163,8 @@ impl Device {
             high_is_busy: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             jobs: AtomicU32::new(0),
+            asked: Default::default(),
+            idle_since: Mutex::default(),
         })
     }
 
@@ -167,6 +173,10 @@ impl Device {
         if self.options.verbose {
             eprintln!("npu: {}", what());
         }
+    }
+
+    fn asked(&self) -> [u64; 2] {
+        self.asked.each_ref().map(|sum| sum.load(Ordering::Relaxed))
     }
 
     /// Jobs that are done since power-on.
@@ -318,7 +328,7 @@ impl Device {
         let is_high = queue == usize::from(QUEUE_HIGH);
         let mut core = lock(&slot.core);
         loop {
-            let port = Port { device: self, slot, is_high, list_id: Cell::new(None) };
+            let port = Port::new(self, slot, is_high);
             let outcome = serve_chain(&ring, served, &mut core, &port);
             if is_high {
                 self.high_is_busy.store(false, Ordering::SeqCst);
@@ -346,9 +356,16 @@ struct Port<'d> {
     slot: &'d Queue,
     is_high: bool,
     list_id: Cell<Option<u32>>,
+    /// When the list began, and what was asked for before.
+    begin: Cell<(Instant, [u64; 2])>,
 }
 
-impl Port<'_> {
+impl<'d> Port<'d> {
+    fn new(device: &'d Device, slot: &'d Queue, is_high: bool) -> Self {
+        let begin = Cell::new((Instant::now(), device.asked()));
+        Port { device, slot, is_high, list_id: Cell::new(None), begin }
+    }
+
     fn is_stopping(&self) -> bool {
         self.slot.stopping.load(Ordering::SeqCst)
     }
@@ -369,8 +386,13 @@ impl Port<'_> {
             match self.device.iotlb.access(access, at, size - done, |slice| copy(slice, done)) {
                 0 => {
                     asked += 1;
+                    let start = Instant::now();
                     let granted = asked <= GRANTS_MAX
                         && self.device.grants.ask(at, access, &self.slot.wake, &|| self.is_stopping())?;
+                    let counts = [1, start.elapsed().as_nanos() as u64];
+                    self.device.asked.iter().zip(counts).for_each(|(sum, count)| {
+                        sum.fetch_add(count, Ordering::Relaxed);
+                    });
                     if !granted {
                         return Err(Fault::Refused(access, at));
                     }
@@ -442,6 +464,10 @@ impl Context for Port<'_> {
 
     fn begin(&self, list_id: u32) {
         self.list_id.set(Some(list_id));
+        let (now, idle_since) = (Instant::now(), lock(&self.device.idle_since).take());
+        let idle = idle_since.map_or(Duration::ZERO, |since| now - since).as_secs_f64() * 1e3;
+        self.device.tell(|| format!("list {list_id} begins after {idle:.2} ms without any"));
+        self.begin.set((now, self.device.asked()));
         if self.is_high {
             self.device.high_is_busy.store(true, Ordering::SeqCst);
         }
@@ -449,6 +475,18 @@ impl Context for Port<'_> {
 
     fn end(&self, list_id: u32) {
         lock(&self.device.cancelled).retain(|id| *id != list_id);
-        self.device.tell(|| format!("list {list_id} ended"));
+        self.device.tell(|| {
+            *lock(&self.device.idle_since) = Some(Instant::now());
+            let (start, [count, ns]) = self.begin.get();
+            let [count, ns] = {
+                let now = self.device.asked();
+                [now[0] - count, now[1] - ns]
+            };
+            let ms = start.elapsed().as_secs_f64() * 1e3;
+            format!(
+                "list {list_id} ended after {ms:.2} ms, of which {count} grants took {:.2} ms",
+                ns as f64 / 1e6
+            )
+        });
     }
 }

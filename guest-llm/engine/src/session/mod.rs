@@ -23,6 +23,7 @@ use crate::offload::{NoOffload, Offload, Place, Step};
 use crate::{Error, Flow, KvFormat, Model, Parallel, Result, Serial, TokenId};
 pub(crate) use attention::AttentionScratch;
 use attention::Batch;
+use offload::Plan;
 use profile::Profiler;
 pub use profile::{Operation, Profile};
 use rope::Rope;
@@ -43,8 +44,9 @@ pub struct SessionConfig {
     pub context_shift: Option<usize>,
     /// Threads that [`Session::share_work`] may bring, for each of which there is scratch memory; at least 1.
     pub threads: usize,
-    /// Whether there is memory for what an accelerator writes ([`Session::offload_to`]); without, it gets products alone.
-    pub offload: bool,
+    /// Prompt tokens that an accelerator ([`Session::offload_to`]) gets at once, as many as the context has at most; 0: there is no
+    /// memory for what it writes, so that it gets products alone.
+    pub offload: usize,
     /// Most bytes that the session may allocate.
     pub memory_limit: usize,
 }
@@ -59,9 +61,15 @@ impl SessionConfig {
             kv: KvFormat::F16,
             context_shift: None,
             threads: 1,
-            offload: false,
+            offload: 0,
             memory_limit: usize::MAX,
         }
+    }
+
+    /// Returns the configuration for an accelerator, which takes longer batches: they cost it, and those who wait for it, less.
+    pub fn with_offload(self) -> Self {
+        const BATCH: usize = 128;
+        SessionConfig { offload: BATCH, ..self }
     }
 
     /// Returns the configuration with a batch no longer than the context, if `model` allows it.
@@ -82,7 +90,13 @@ impl SessionConfig {
             let fault = "its blocks are not a whole part of the model's heads";
             return Err(Error::Parameter { name: "format of keys and values", fault });
         }
-        Ok(SessionConfig { batch: self.batch.min(self.context), ..self.clone() })
+        let (batch, offload) = (self.batch.min(self.context), self.offload.min(self.context));
+        Ok(SessionConfig { batch, offload, ..self.clone() })
+    }
+
+    /// Most tokens that are processed at once.
+    fn rows(&self) -> usize {
+        self.batch.max(self.offload)
     }
 }
 
@@ -115,8 +129,7 @@ pub struct Session<'m> {
     scratch: Scratch,
     parallel: &'m dyn Parallel,
     offload: &'m dyn Offload,
-    /// Room for the steps of a layer.
-    steps: Vec<Step<'m>>,
+    plan: Plan<'m>,
     profiler: Profiler<'m>,
     /// The tokens whose keys and values the context holds.
     tokens: Vec<TokenId>,
@@ -146,10 +159,10 @@ impl<'m> Session<'m> {
         let shape = kv_shape(h, config.kv);
         let memory = || {
             let scratch = Scratch::required_bytes(model, &shape, &config)?;
-            let activations = Scratch::activation_bytes(model, config.batch)?;
+            let activations = Scratch::activation_bytes(model, config.rows())?;
             let tokens = config.context.checked_mul(size_of::<TokenId>())?;
-            let rope = Rope::required_bytes(h, config.batch)?;
-            let steps = offload::steps_max(&config).checked_mul(size_of::<Step<'_>>())?;
+            let rope = Rope::required_bytes(h, config.rows())?;
+            let steps = Plan::required_bytes(model, &config)?;
             let memory = SessionMemory {
                 kv: KvCache::required_bytes(&shape, config.context)?,
                 activations,
@@ -181,11 +194,11 @@ impl<'m> Session<'m> {
         Ok(Session {
             model,
             kv: KvCache::new(shape, config.context, &mut budget)?,
-            rope: Rope::new(h, model.weights().rope_factors, config.batch, &mut budget)?,
+            rope: Rope::new(h, model.weights().rope_factors, config.rows(), &mut budget)?,
             scratch: Scratch::new(model, &shape, &config, &mut budget)?,
             parallel: &Serial,
             offload: &NoOffload,
-            steps: budget.reserve(offload::steps_max(&config))?,
+            plan: Plan::new(model, &config, &mut budget)?,
             profiler: Profiler::default(),
             tokens: budget.reserve(config.context)?,
             exact: 0,
@@ -227,7 +240,8 @@ impl<'m> Session<'m> {
     ) -> Result<Flow> {
         self.admit(tokens)?;
         let mut done = 0;
-        for batch in tokens.chunks(self.config.batch) {
+        let most = if self.offload.is_ready() { self.config.rows() } else { self.config.batch };
+        for batch in tokens.chunks(most) {
             done += batch.len();
             self.forward(batch, done == tokens.len())?;
             if progress(done, tokens.len()) == Flow::Stop {
@@ -274,14 +288,13 @@ impl<'m> Session<'m> {
             weights.token_embedding.expand_row(*token as usize, state);
         }
         self.profiler.end(Operation::Embedding);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            // After the last layer's keys and values only the last token matters, and that only for its logits.
-            let is_last = index + 1 == weights.layers.len();
-            let first = if is_last { tokens.len() - usize::from(want_logits) } else { 0 };
-            if !self.offload_layer(index, layer, tokens.len(), first) {
-                self.attend(index, layer, tokens.len(), first);
-                self.feed_forward(layer, first, tokens.len());
-            }
+        // After the last layer's keys and values only the last token matters, and that only for its logits.
+        let first_of_last = tokens.len() - usize::from(want_logits);
+        let offloaded = self.offload_layers(tokens.len(), first_of_last);
+        for (index, layer) in weights.layers.iter().enumerate().skip(offloaded) {
+            let first = if index + 1 == weights.layers.len() { first_of_last } else { 0 };
+            self.attend(index, layer, tokens.len(), first);
+            self.feed_forward(layer, first, tokens.len());
         }
         if self.exact == position {
             self.exact += tokens.len();
@@ -462,7 +475,7 @@ impl Work<'_> {
         let rows = core::iter::once(values).chain(products.iter_mut().map(|product| &mut *product.out));
         buffers.iter_mut().zip(rows).for_each(|(buffer, rows)| *buffer = rows.as_mut_bytes());
         let used = buffers.get_mut(..=N).unwrap_or_default();
-        self.offload.run(used, &steps)
+        self.offload.run(used, &steps, &[N]) == 1
     }
 }
 

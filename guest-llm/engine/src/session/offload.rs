@@ -1,14 +1,17 @@
-//! A layer as steps for an accelerator: what [`super::Session::attend`] and [`super::Session::feed_forward`] compute, without
-//! overwriting anything that is read, so that it can be begun anew.
+//! Layers as steps for an accelerator: what [`super::Session::attend`] and [`super::Session::feed_forward`] compute, without
+//! overwriting anything that is read, so that a layer can be begun anew. States go round three buffers, so that it can be
+//! although the next has begun.
 
 use alloc::vec::Vec;
 
 use zerocopy::IntoBytes;
 
 use super::{Operation, Session, SessionConfig};
+use crate::budget::Budget;
 use crate::kv::CHUNK_TOKENS;
 use crate::model::{Layer, Linear};
 use crate::offload::{Place, Step};
+use crate::{Model, Result};
 
 const STATE: usize = 0;
 const NORMED: usize = 1;
@@ -24,13 +27,39 @@ const NEXT: usize = 10;
 const CACHE: usize = 11;
 const TABLE: usize = 12;
 const ROTATIONS: usize = 13;
+const AFTER: usize = 14;
+/// Where the states before and after each layer are, in turn.
+const STATES: [usize; 3] = [STATE, NEXT, AFTER];
 
 /// Steps of a layer beside those that store keys and values.
 const STEPS: usize = 20;
 
-/// Most steps of a layer, if there are any.
-pub fn steps_max(config: &SessionConfig) -> usize {
-    if config.offload { STEPS + 2 * (config.batch / CHUNK_TOKENS + 2) } else { 0 }
+/// Steps of all layers, and where each layer's end.
+#[derive(Debug)]
+pub struct Plan<'m> {
+    steps: Vec<Step<'m>>,
+    ends: Vec<usize>,
+}
+
+/// Most steps, and layers; none without an accelerator.
+fn sizes(model: &Model<'_>, config: &SessionConfig) -> Option<(usize, usize)> {
+    let layers = if config.offload > 0 { model.hyperparameters().block_count } else { 0 };
+    let steps = 2 * (config.rows() / CHUNK_TOKENS + 2) + STEPS;
+    Some((steps.checked_mul(layers)?, layers))
+}
+
+impl Plan<'_> {
+    /// Bytes that [`Plan::new`] allocates.
+    pub fn required_bytes(model: &Model<'_>, config: &SessionConfig) -> Option<usize> {
+        let (steps, layers) = sizes(model, config)?;
+        steps.checked_mul(size_of::<Step<'_>>())?.checked_add(layers.checked_mul(size_of::<usize>())?)
+    }
+
+    /// Allocates.
+    pub fn new(model: &Model<'_>, config: &SessionConfig, budget: &mut Budget) -> Result<Self> {
+        let (steps, layers) = sizes(model, config).unwrap_or_default();
+        Ok(Plan { steps: budget.reserve(steps)?, ends: budget.reserve(layers)? })
+    }
 }
 
 /// Rows of `length` floats in a buffer, from row `first` on.
@@ -70,26 +99,30 @@ impl<'s> List<'_, 's> {
 }
 
 impl<'m> Session<'m> {
-    /// Has the accelerator do a layer for the tokens of a batch, of which the states from `first` on are wanted. If it does
-    /// not, states are as before.
-    pub(super) fn offload_layer(
-        &mut self,
-        index: usize,
-        layer: &'m Layer<'m>,
-        count: usize,
-        first: usize,
-    ) -> bool {
-        if !self.config.offload {
-            return false;
+    /// Has the accelerator do layers for the tokens of a batch; after the last one the states are wanted from token
+    /// `first_of_last` on. Returns how many it did.
+    pub(super) fn offload_layers(&mut self, count: usize, first_of_last: usize) -> usize {
+        if self.config.offload == 0 {
+            return 0;
         }
-        let mut steps = core::mem::take(&mut self.steps);
+        let Plan { mut steps, mut ends } =
+            core::mem::replace(&mut self.plan, Plan { steps: Vec::new(), ends: Vec::new() });
         steps.clear();
+        ends.clear();
         let mut list = List { steps: &mut steps, fits: true };
-        self.attention_steps(&mut list, index, layer, count, first);
-        if first < count {
-            self.feed_forward_steps(&mut list, layer, count, first);
+        let layers = &self.model.weights().layers;
+        for (index, layer) in layers.iter().enumerate() {
+            let first = if index + 1 == layers.len() { first_of_last } else { 0 };
+            let [from, to] = [index, index + 1].map(|index| STATES[index % STATES.len()]);
+            self.attention_steps(&mut list, index, layer, (count, first), from);
+            if first < count {
+                self.feed_forward_steps(&mut list, layer, (count, first), to);
+            }
+            if !list.fits {
+                break; // The layers before it are whole.
+            }
+            ends.push(list.steps.len());
         }
-        let fits = list.fits;
         let s = &mut self.scratch;
         let (memory, table) = self.kv.memory();
         let mut buffers = [
@@ -107,11 +140,14 @@ impl<'m> Session<'m> {
             memory,
             table.as_mut_bytes(),
             self.rope.all().as_mut_bytes(),
+            s.after.as_mut_bytes(),
         ];
-        let done = fits && self.offload.run(&mut buffers, &steps);
-        self.steps = steps;
-        if done {
-            core::mem::swap(&mut s.state, &mut s.next);
+        let done = self.offload.run(&mut buffers, &steps, &ends).min(ends.len());
+        self.plan = Plan { steps, ends };
+        match STATES[done % STATES.len()] {
+            NEXT => core::mem::swap(&mut s.state, &mut s.next),
+            AFTER => core::mem::swap(&mut s.state, &mut s.after),
+            _ => {}
         }
         self.profiler.end(Operation::Offload);
         done
@@ -122,8 +158,8 @@ impl<'m> Session<'m> {
         list: &mut List<'_, 'm>,
         index: usize,
         layer: &'m Layer<'m>,
-        count: usize,
-        first: usize,
+        (count, first): (usize, usize),
+        from: usize,
     ) {
         let h = self.model.hyperparameters();
         let (width, position, tokens) = (h.embedding_length, self.tokens.len(), count - first);
@@ -134,7 +170,7 @@ impl<'m> Session<'m> {
             epsilon,
             columns: width,
             rows: count,
-            input: rows(STATE, 0, width),
+            input: rows(from, 0, width),
             output: rows(NORMED, 0, width),
         });
         let (keys_length, query_length, values_length) =
@@ -147,7 +183,7 @@ impl<'m> Session<'m> {
         // Keys go to and fro between their buffer and the spare one's start, queries and its part behind the batch's keys.
         let spare_queries = Place {
             buffer: SPARE,
-            offset: self.config.batch * keys_length * size_of::<f32>(),
+            offset: self.config.rows() * keys_length * size_of::<f32>(),
             ..rows(SPARE, 0, query_length)
         };
         let mut keys = [rows(KEYS, 0, keys_length), rows(SPARE, 0, keys_length)];
@@ -237,13 +273,19 @@ impl<'m> Session<'m> {
         list.push(Step::Add {
             columns: width,
             rows: tokens,
-            input: rows(STATE, first, width),
+            input: rows(from, first, width),
             second: rows(NORMED, 0, width),
             output: rows(MIDDLE, first, width),
         });
     }
 
-    fn feed_forward_steps(&self, list: &mut List<'_, 'm>, layer: &'m Layer<'m>, count: usize, first: usize) {
+    fn feed_forward_steps(
+        &self,
+        list: &mut List<'_, 'm>,
+        layer: &'m Layer<'m>,
+        (count, first): (usize, usize),
+        to: usize,
+    ) {
         let h = self.model.hyperparameters();
         let (width, hidden, tokens) = (h.embedding_length, h.feed_forward_length, count - first);
         list.push(Step::Normalise {
@@ -269,7 +311,7 @@ impl<'m> Session<'m> {
             rows: tokens,
             input: rows(MIDDLE, first, width),
             second: rows(NORMED, 0, width),
-            output: rows(NEXT, first, width),
+            output: rows(to, first, width),
         });
     }
 }

@@ -29,8 +29,10 @@ pub struct Scratch {
     pub spare: Vec<f32>,
     /// For an accelerator: states after attention.
     pub middle: Vec<f32>,
-    /// For an accelerator: states after the layer.
+    /// For an accelerator: states after a layer.
     pub next: Vec<f32>,
+    /// For an accelerator: states after the next.
+    pub after: Vec<f32>,
     /// One for each thread.
     pub attention: Vec<SpinMutex<AttentionScratch>>,
     /// One for each thread.
@@ -49,13 +51,13 @@ fn lengths(model: &Model<'_>) -> ([usize; 8], usize) {
 }
 
 /// Elements per token of the buffers for an accelerator, in order.
-fn spare_lengths(model: &Model<'_>, config: &SessionConfig) -> [usize; 3] {
-    if !config.offload {
-        return [0; 3];
+fn spare_lengths(model: &Model<'_>, config: &SessionConfig) -> [usize; 4] {
+    if config.offload == 0 {
+        return [0; 4];
     }
     let h = model.hyperparameters();
     let spare = h.feed_forward_length.max(h.query_length() + h.keys_length());
-    [spare, h.embedding_length, h.embedding_length]
+    [spare, h.embedding_length, h.embedding_length, h.embedding_length]
 }
 
 /// The forms of activations that the model's matrices want.
@@ -80,7 +82,7 @@ impl Scratch {
 
     /// Bytes that [`Scratch::new`] allocates.
     pub fn required_bytes(model: &Model<'_>, kv: &KvShape, config: &SessionConfig) -> Option<usize> {
-        let SessionConfig { batch, threads, .. } = *config;
+        let (batch, threads) = (config.rows(), config.threads);
         let longest = lengths(model).1;
         let rows =
             RowScratch::required_bytes(longest, batch).checked_add(size_of::<SpinMutex<RowScratch>>())?;
@@ -98,7 +100,7 @@ impl Scratch {
 
     /// Allocates for batches and threads of the configuration.
     pub fn new(model: &Model<'_>, kv: &KvShape, config: &SessionConfig, budget: &mut Budget) -> Result<Self> {
-        let SessionConfig { batch, threads, .. } = *config;
+        let (batch, threads) = (config.rows(), config.threads);
         let (per_token, longest) = lengths(model);
         let [state, normed, queries, keys, values, attended, gate, up] = per_token;
         let (mut scratch, mut attention) = (budget.reserve(threads)?, budget.reserve(threads)?);
@@ -107,7 +109,7 @@ impl Scratch {
             let queries = group_queries(model, batch);
             attention.push(SpinMutex::new(AttentionScratch::new(kv, queries, budget)?));
         }
-        let [spare, middle, next] = spare_lengths(model, config);
+        let [spare, middle, next, after] = spare_lengths(model, config);
         let mut rows = |length: usize| budget.filled(0.0, length * batch);
         Ok(Scratch {
             state: rows(state)?,
@@ -121,6 +123,7 @@ impl Scratch {
             spare: rows(spare)?,
             middle: rows(middle)?,
             next: rows(next)?,
+            after: rows(after)?,
             input: InputBuffer::new(longest * batch, forms(model), budget)?,
             attention,
             rows: scratch,

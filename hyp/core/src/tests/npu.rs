@@ -10,8 +10,10 @@ use stage2::fake::STREAM;
 pub const WINDOW: u64 = 200 << 30;
 const INSIDE: u64 = 1 << 39;
 const LAYOUT: NpuLayout = NpuLayout { offsets: 0x3000_2000_1000_0000, notify_multiplier: 4 };
-/// GRACE in the fake's ticks.
-const GRACE: u64 = 50_000;
+/// In the fake's ticks: how long a holder is left alone, and how long it has in all once another asks.
+const SLICE: u64 = 50_000;
+const GRACE: u64 = SLICE + 200_000;
+const RESERVE: u64 = 20_000;
 const HOST: u16 = stage2::HOST_VMID;
 
 /// An NPU that looks around at every step: nobody may reach its registers, and its stream has one owner at most.
@@ -164,11 +166,15 @@ fn who_holds_it_is_asked_and_then_forced() {
     let (status, [left, ..]) = world.guest_request(id, op::NPU_ACQUIRE, &[]);
     assert_eq!(status, BUSY);
     assert!((1..=GRACE).contains(&left), "{left}");
+    assert_eq!(world.ok(op::NPU_STATE, &[])[0] & npu::WANTED, 0, "it may work for a while");
+    world.platform.machine.now += SLICE;
     assert_ne!(world.ok(op::NPU_STATE, &[])[0] & npu::WANTED, 0, "the host is told");
     assert_eq!(world.guest_request(id, op::NPU_STATE, &[]).1[0] & (npu::HELD | npu::WANTED), 0);
     world.assert_owner(Party::Host);
-    // In time.
+    // In time; and not snatched away again.
     world.ok(op::NPU_RELEASE, &[]);
+    let (status, [left, ..]) = world.request(op::NPU_ACQUIRE, &[]);
+    assert_eq!((status, (1..=RESERVE).contains(&left)), (BUSY, true), "{left}");
     assert_eq!(world.guest_request(id, op::NPU_ACQUIRE, &[]).0, 0);
     world.assert_owner(party);
     assert_eq!(world.system_stats().npu.forced, 0);
@@ -216,6 +222,20 @@ fn who_asks_and_does_not_come_back_keeps_nobody_waiting() {
     world.platform.machine.now += GRACE;
     world.ok(op::NPU_ACQUIRE, &[]);
     world.assert_owner(Party::Host);
+}
+
+#[test]
+fn what_is_kept_for_one_who_does_not_come_is_anothers() {
+    let mut world = world();
+    world.ok(op::NPU_ACQUIRE, &[]);
+    let (first, _) = world.inside();
+    let second = world.inside_at(PAGES + 0x100_0000, 0);
+    assert_eq!(world.guest_request(first, op::NPU_ACQUIRE, &[]).0, BUSY);
+    world.ok(op::NPU_RELEASE, &[]);
+    assert_eq!(world.guest_request(second, op::NPU_ACQUIRE, &[]).0, BUSY);
+    world.platform.machine.now += RESERVE;
+    assert_eq!(world.guest_request(second, op::NPU_ACQUIRE, &[]).0, 0);
+    assert_eq!(world.guest_request(first, op::NPU_ACQUIRE, &[]).0, BUSY, "and may ask anew");
 }
 
 #[test]
