@@ -57,9 +57,10 @@ pub fn primary_main(load_base: u64) -> ! {
         }
     };
     let [_, _, _, what, tree, bundle, arena, end, ..] = boot;
-    assert!(what >> 32 == size_of::<Arena>() as u64, "the guard is of another build");
+    let fits = what >> 32 == size_of::<Arena>() as u64 && arena.is_multiple_of(align_of::<Arena>() as u64);
+    assert!(fits, "the guard is of another build");
     // SAFETY: the guard, loaded by the same firmware as we are, gives this memory to us alone and for ever; it is mapped with
-    // the rest of RAM before anybody uses it, and atomics and bytes may have any value.
+    // the rest of RAM before anybody uses it, is aligned, and atomics and bytes may have any value.
     let arena = unsafe { &*(arena as *const Arena) };
     let (entry, tree) = boot::prepare_host(&mut map, &boot::Given { tree, bundle, end, arena });
     for (place, affinity) in AFFINITIES.iter().zip(&world::platform().cpus) {
