@@ -13,19 +13,11 @@ use spin::Once;
 use spin::mutex::TicketMutex;
 use stage2::{HOST_VMID, Pa};
 
-use crate::Pages;
 use crate::arch::memory::ticks;
 use crate::arch::mmio::{Access, Device};
 use crate::arch::sysreg::mrs;
 use crate::platform::{Pcie, Platform, Range};
 use crate::world::{self, skips};
-
-/// Structures of the SMMU's.
-static STREAM_TABLE: Pages<4096> = Pages::zeroed();
-static QUEUES: Pages<{ 2 * 4096 }> = Pages::zeroed();
-#[repr(align(16384))]
-struct BusTables(Pages<{ smmu::MAX_BUSES * 16384 }>);
-static BUS_TABLES: BusTables = BusTables(Pages::zeroed());
 
 /// Made at compile time: it is too large to pass over a boot stack.
 static DEVICES: TicketMutex<Devices> =
@@ -118,16 +110,17 @@ impl Devices {
         let mut ecam = Ecam { registers: ecam, first_bus: *pcie.buses.start() };
         let window = |range: Range| Window { base: range.base, size: range.size };
         let windows = Windows { mem32: window(pcie.mem32), mem64: window(pcie.mem64) };
+        let arena = world::arena();
         let is_npu = |config: &Ecam, id| config.read(id, 0, 4) == NPU_ID;
         let pci = &mut self.pci;
         pci.enumerate(&mut ecam, pcie.buses, windows, is_npu).map_err(Reason::Pci)?;
         let mut buses = arrayvec::ArrayVec::<_, { smmu::MAX_BUSES }>::new();
-        for (bus, table) in pci.buses().zip(BUS_TABLES.0.pages(4)) {
+        for (bus, table) in pci.buses().zip(arena.bus_tables.pages(4)) {
             let _ = buses.try_push((bus, table)); // functions of further buses get no stream
         }
-        let mut queues = QUEUES.pages(1);
+        let mut queues = arena.queues.pages(1);
         let structures = Structures {
-            stream_table: STREAM_TABLE.address(),
+            stream_table: arena.stream_table.address(),
             buses: &buses,
             command_queue: queues.next().unwrap_or_default(),
             event_queue: queues.next().unwrap_or_default(),
@@ -280,19 +273,19 @@ pub fn emulates(ipa: u64) -> bool {
     world::platform().pcie.as_ref().is_some_and(|pcie| pcie.ecam.contains(ipa))
 }
 
-/// Carries out an access of the host's to configuration space.
-pub fn access(ipa: u64, access: &Access, registers: &mut [u64; 31], npu_is_hosts: bool) {
+/// Carries out an access of the host's to configuration space; returns what a load gets.
+pub fn access(ipa: u64, access: &Access, stored: u64, npu_is_hosts: bool) -> u64 {
     let mut guard = DEVICES.lock();
-    let Devices { pci, driven: Some(Driven { ecam, .. }), .. } = &mut *guard else { return };
-    let Some(pcie) = &world::platform().pcie else { return };
+    let Devices { pci, driven: Some(Driven { ecam, .. }), .. } = &mut *guard else { return u64::MAX };
+    let Some(pcie) = &world::platform().pcie else { return u64::MAX };
     let offset = ipa - pcie.ecam.base;
     if access.write {
         // Refused writes are ignored, as a bus does.
-        pci.host_write(ecam, offset, access.width, access.value(registers) as u32, npu_is_hosts);
-    } else {
-        let value = pci.host_read(ecam, offset, access.width.min(4), npu_is_hosts);
-        access.complete(registers, if access.width > 4 { u64::MAX } else { value.into() });
+        pci.host_write(ecam, offset, access.width, stored as u32, npu_is_hosts);
+        return 0;
     }
+    let value = pci.host_read(ecam, offset, access.width.min(4), npu_is_hosts);
+    if access.width > 4 { u64::MAX } else { value.into() }
 }
 
 /// Fault knobs: passes them on to the parts.

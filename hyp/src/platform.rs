@@ -7,6 +7,8 @@ use dtoolkit::fdt_mut::FdtMut;
 use dtoolkit::{Node, Property};
 use hyp_abi::bundle::BundleHeader;
 
+use crate::arch::secure;
+
 /// Most CPUs.
 pub const MAX_CPUS: usize = 8;
 const MAX_RANGES: usize = 16;
@@ -114,6 +116,11 @@ fn enabled(node: &FdtNode) -> bool {
     node.property("status").is_none_or(|p| matches!(p.value_as::<&str>(), Ok("okay" | "ok")))
 }
 
+/// Whether it is there for the secure world alone (the secure firmware's device tree binding).
+fn is_secure(node: &FdtNode) -> bool {
+    node.property("secure-status").is_some_and(|p| p.value_as::<&str>() == Ok("okay")) && !enabled(node)
+}
+
 /// The PL011 that is the host's: the one `stdout-path` names, else the first.
 fn is_host_uart(fdt: Fdt, node: &FdtNode) -> bool {
     let path = fdt.find_node("/chosen").and_then(|c| c.property("stdout-path"));
@@ -158,8 +165,12 @@ impl Platform {
     pub fn new(fdt: Fdt) -> Result<Self, PlatformError> {
         let mut platform = Self::default();
         let too_many = |_| PlatformError::TooMany;
-        for node in fdt.root().children().filter(enabled) {
-            if node.name_without_address() == "memory" {
+        for node in fdt.root().children() {
+            if !enabled(&node) {
+                if secure() && is_secure(&node) && is_compatible(&node, "arm,pl011") {
+                    platform.trusted_uart = regs(node)?.next();
+                }
+            } else if node.name_without_address() == "memory" {
                 for range in regs(node)?.filter(|r| r.size != 0) {
                     platform.ram.try_push(range).map_err(|_| PlatformError::TooMany)?;
                 }

@@ -2,72 +2,64 @@
 //!
 //! Lock order: the policy lock, then the console's. Neither is held while a partition runs.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 use hyp_core::{Exit, HostAbort, Hypervisor, Next, Outcome};
 use log::info;
-use smccc::smc64;
 use spin::Once;
 use spin::mutex::{TicketMutex, TicketMutexGuard};
 use stage2::{FlexMem, HOST_VMID, MAX_PARTITIONS, Machine, Pa, Slot};
 
-use crate::arch::features::Features;
+use crate::arch::host::Abort;
 use crate::arch::memory::{self, Hardware};
 use crate::arch::mmio::Access;
 use crate::arch::sysreg::mrs;
-use crate::arch::{el2, gic, host, vcpu};
-use crate::devices;
+use crate::arch::{el2, gic, vcpu};
+use crate::machine::{is_panicking, note_panic, park};
 use crate::platform::{MAX_CPUS, Platform};
-
-/// Roots of a stage-2 tree, for CPUs and for streams: each two concatenated level-1 tables.
-#[repr(C, align(8192))]
-struct Root([AtomicU64; 2048]);
-
-static HOST_ROOT: Root = Root([const { AtomicU64::new(0) }; 2048]);
-static PARTITION_ROOTS: [Root; MAX_PARTITIONS] =
-    [const { Root([const { AtomicU64::new(0) }; 2048]) }; MAX_PARTITIONS];
+use crate::{Arena, devices, machine};
 
 /// Made at compile time: it is too large to pass over a boot stack. Memory is empty until [`init`].
 static POLICY: TicketMutex<Hypervisor> =
     TicketMutex::new(Hypervisor::new(FlexMem::new(Pa(0), [Pa(0); MAX_PARTITIONS], 0)));
-static MACHINE: Once<(Features, Platform)> = Once::new();
-static PANICKING: AtomicBool = AtomicBool::new(false);
+static ARENA: Once<&'static Arena> = Once::new();
+static PLATFORM: Once<Platform> = Once::new();
 /// Which CPUs are inside a partition.
 static INSIDE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 /// Which CPUs run the host.
 static ONLINE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
-/// Where a CPU that is being turned on enters the host, and x0 there.
-static STARTS: [(AtomicU64, AtomicU64); MAX_CPUS] =
-    [const { (AtomicU64::new(0), AtomicU64::new(0)) }; MAX_CPUS];
 
-const PSCI_CPU_ON: u32 = 0xC400_0003;
-const PSCI_SYSTEM_RESET: u32 = 0x8400_0009;
-const PSCI_INVALID_PARAMETERS: u64 = -2i64 as u64;
+const PSCI_CPU_OFF: u32 = 0x8400_0002;
 
-/// Makes the ownership record, empty. `reserve` is what [`FlexMem::new`] wants.
-pub fn new_memory(reserve: u64) -> FlexMem {
-    let pa = |root: &Root| Pa(root as *const Root as u64);
-    FlexMem::new(pa(&HOST_ROOT), PARTITION_ROOTS.each_ref().map(pa), reserve)
+/// Takes the arena into use and makes the ownership record, empty. `reserve` is what [`FlexMem::new`] wants.
+pub fn new_memory(arena: &'static Arena, reserve: u64) -> FlexMem {
+    ARENA.call_once(|| arena);
+    FlexMem::new(Pa(host_root()), arena.partition_roots.each_ref().map(|root| Pa(root.address())), reserve)
 }
 
 /// Installs what boot found and built. Called once.
-pub fn init(features: Features, platform: Platform, memory: FlexMem) {
-    MACHINE.call_once(|| (features, platform));
+pub fn init(platform: Platform, memory: FlexMem) {
+    PLATFORM.call_once(|| platform);
     *lock().memory_mut() = memory;
 }
 
-fn machine() -> &'static (Features, Platform) {
-    // Set before the first exception can come.
-    MACHINE.wait()
+/// Sets this CPU up to run partitions, and the host or what comes of it.
+pub fn start_cpu(cpu: usize) {
+    if let Some(region) = platform().redistributors {
+        gic::find_redistributor(cpu, region);
+    }
+    el2::configure(machine::features(), host_root(), HOST_VMID);
+    note_online(cpu, true);
 }
 
-/// The CPUs' features.
-pub fn features() -> &'static Features {
-    &machine().0
+/// Memory that others walk.
+pub fn arena() -> &'static Arena {
+    // Set before the first exception can come.
+    ARENA.wait()
 }
 
 /// The platform.
 pub fn platform() -> &'static Platform {
-    &machine().1
+    PLATFORM.wait()
 }
 
 /// Locks the policy.
@@ -77,12 +69,12 @@ pub fn lock() -> TicketMutexGuard<'static, Hypervisor> {
 
 /// Root of the host's stage 2.
 pub fn host_root() -> u64 {
-    &raw const HOST_ROOT as u64
+    arena().host_root.address()
 }
 
 /// Root of a partition's stage 2.
 pub fn partition_root(slot: Slot) -> u64 {
-    PARTITION_ROOTS.get(slot.index()).map_or(0, |root| root as *const Root as u64)
+    arena().partition_roots.get(slot.index()).map_or(0, |root| root.address())
 }
 
 /// Whether a fault knob ([`hyp_core::knob`]) leaves a defence out: never in a shipped image.
@@ -99,7 +91,10 @@ pub fn skips(knob: u64) -> bool {
 /// Handles an SMC of the host.
 pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
     let mut policy = lock();
+    let function = registers[0] as u32;
     let outcome = policy.host_call(&mut Hardware, cpu, registers);
+    // The CPU may be gone after the call.
+    note_online(cpu, (function, outcome) != (PSCI_CPU_OFF, Outcome::Firmware));
     #[cfg(feature = "fault-knobs")]
     turn_knobs(&policy);
     // Under the lock: who cuts partitions off after it must see everybody who got in before.
@@ -111,7 +106,7 @@ pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
 
 /// Copies of the fault knobs, which the arch layer asks for where the policy's lock may be held.
 #[cfg(feature = "fault-knobs")]
-static KNOBS: AtomicU64 = AtomicU64::new(0);
+static KNOBS: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
 #[cfg(feature = "fault-knobs")]
 fn turn_knobs(policy: &Hypervisor) {
@@ -121,29 +116,30 @@ fn turn_knobs(policy: &Hypervisor) {
     }
 }
 
-/// Handles a stage-2 abort of the host.
-pub fn host_abort(ipa: u64, fetch: bool) -> HostAbort {
-    lock().host_abort(&Hardware, ipa, fetch)
-}
-
-/// Carries out an access of the host's to what is guarded: configuration space, redistributors. False: it is neither.
-pub fn host_access(ipa: u64, access: &Access, registers: &mut [u64; 31]) -> bool {
-    if gic::emulates(ipa) {
-        gic::access(ipa, access, registers);
-    } else if devices::emulates(ipa) {
-        // Under the lock: whose the NPU is does not change meanwhile.
-        let policy = lock();
-        devices::access(ipa, access, registers, policy.host_has_npu());
-    } else {
-        return false;
+/// Handles an access of the host's that its stage 2 refused; a store stores `stored`. It is carried out where the hypervisor
+/// stands between host and device.
+pub fn host_abort(ipa: u64, syndrome: u64, stored: u64) -> Abort {
+    let (access, fetch) = (Access::decode(syndrome), Access::is_fetch(syndrome));
+    let mut policy = lock();
+    if let Some(access) = access {
+        let value = if gic::emulates(ipa) {
+            Some(gic::access(ipa, &access, stored))
+        } else if devices::emulates(ipa) {
+            // Under the lock: whose the NPU is does not change meanwhile.
+            Some(devices::access(ipa, &access, stored, policy.host_has_npu()))
+        } else {
+            None
+        };
+        if let Some(value) = value {
+            policy.count_host_exits(1);
+            return Abort::Value(value);
+        }
     }
-    count_host_exit();
-    true
-}
-
-/// Counts an exit that policy does not see.
-pub fn count_host_exit() {
-    lock().count_host_exit();
+    match (policy.host_abort(&Hardware, ipa, fetch), access) {
+        (HostAbort::Retry, _) => Abort::Retry,
+        (HostAbort::NoDevice, Some(_)) => Abort::Value(u64::MAX),
+        (HostAbort::NoDevice | HostAbort::Inject, _) => Abort::Inject,
+    }
 }
 
 /// The virtual interrupts that a vCPU is owed, for its first entry.
@@ -164,7 +160,7 @@ pub fn vcpu_exit(
     host: &mut [u64; 18],
     mut write_back: impl FnMut(&[u64; 18], bool) -> bool,
 ) -> Option<u32> {
-    if PANICKING.load(Ordering::Acquire) {
+    if is_panicking() {
         leave(cpu);
         park();
     }
@@ -216,33 +212,11 @@ fn leave(cpu: usize) {
     }
 }
 
-/// Turns a CPU on for the host, with our own entry. Returns PSCI's answer.
-pub fn cpu_on(target: u64, entry: u64, context: u64) -> u64 {
-    unsafe extern "C" {
-        fn secondary_entry();
-    }
-    let Some((index, start)) = platform().cpu_index(target).and_then(|i| Some((i, STARTS.get(i)?))) else {
-        return PSCI_INVALID_PARAMETERS;
-    };
-    start.0.store(entry, Ordering::Relaxed);
-    start.1.store(context, Ordering::Release);
-    let mut arguments = [0; 17];
-    arguments[0] = target;
-    arguments[1] = secondary_entry as *const () as u64;
-    arguments[2] = index as u64;
-    smc64(PSCI_CPU_ON, arguments)[0]
-}
-
-/// Takes what [`cpu_on`] left for this CPU: the host's entry and x0 there.
-pub fn take_start(cpu: usize) -> (u64, u64) {
-    STARTS.get(cpu).map_or((0, 0), |s| (s.0.load(Ordering::Acquire), s.1.load(Ordering::Relaxed)))
-}
-
 /// Ends all partitions at once, without the policy: their translation vanishes, so that whoever is inside comes out at
 /// the next access, whatever it masked; then waits until nobody is.
 fn cut_off_partitions() {
     devices::cut_off();
-    for root in &PARTITION_ROOTS {
+    for root in &arena().partition_roots {
         root.0.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     }
     for slot in Slot::all() {
@@ -260,42 +234,24 @@ fn cut_off_partitions() {
     }
 }
 
-/// Switches the machine off or resets it, as the host's registers say, once nothing of any partition is left.
-pub fn shut_down(registers: &mut [u64; 18]) {
+/// Ends and scrubs all partitions before the machine is switched off or reset by a call of firmware. Nobody gets past us any more: entries are
+/// refused, and the lock is kept until the machine is gone.
+pub fn end_partitions(function: u64) {
     cut_off_partitions();
     let policy = lock();
     policy.scrub_for_reset(&mut Hardware);
     vcpu::scrub_contexts();
-    info!("partitions scrubbed for {:#x}", registers[0]);
-    // Nobody gets past us any more: entries are refused, and the lock is kept until the machine is gone.
-    let result = host::firmware(registers);
-    info!("firmware refused: {:#x}; resetting", result[0]);
-    let mut reset = [0; 18];
-    reset[0] = u64::from(PSCI_SYSTEM_RESET);
-    host::firmware(&reset);
-    park();
-}
-
-/// Stops this CPU for good if another panicked.
-pub fn park_if_panicking() {
-    if PANICKING.load(Ordering::Acquire) {
-        park();
-    }
-}
-
-/// Stops this CPU for good.
-pub fn park() -> ! {
-    loop {
-        aarch64_cpu::asm::wfe();
-    }
+    info!("partitions scrubbed for {function:#x}");
+    core::mem::forget(policy);
 }
 
 /// What is left to do when the hypervisor itself failed: take every partition's memory away, zero it, stop.
-pub fn panicked() -> ! {
-    if PANICKING.swap(true, Ordering::AcqRel) {
+pub fn panicked(reason: core::fmt::Arguments) -> ! {
+    crate::console::emergency(reason);
+    if !note_panic() {
         park(); // the panic of a panic, or a second CPU's
     }
-    if MACHINE.is_completed() {
+    if PLATFORM.is_completed() {
         cut_off_partitions();
         // SAFETY: the lock may be held by this CPU, which never returns to what it did, or by another, which waits or
         // parks at its next entry; scrubbing reads the host's tree, which is consistent at any instant, and writes
@@ -306,19 +262,4 @@ pub fn panicked() -> ! {
         crate::console::emergency(format_args!("partitions scrubbed; stopped"));
     }
     park()
-}
-
-/// Enters the host on this CPU for the first time.
-pub fn enter_host(cpu: usize, entry: u64, argument: u64) -> ! {
-    unsafe extern "C" {
-        fn enter_host(argument: u64, entry: u64) -> !;
-    }
-    let (features, platform) = machine();
-    if let Some(region) = platform.redistributors {
-        gic::find_redistributor(cpu, region);
-    }
-    el2::configure(features, host_root(), HOST_VMID);
-    note_online(cpu, true);
-    // SAFETY: drops to EL1 behind the host's stage 2; the EL2 stack of this CPU starts anew.
-    unsafe { enter_host(argument, entry) }
 }

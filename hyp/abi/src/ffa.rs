@@ -84,10 +84,14 @@ pub const NOTIFICATION_INFO_GET_32: u32 = 0x8400_0083;
 pub const NOTIFICATION_INFO_GET_64: u32 = 0xC400_0083;
 /// FFA_RX_ACQUIRE.
 pub const RX_ACQUIRE: u32 = 0x8400_0084;
+/// FFA_NORMAL_WORLD_RESUME: the SPMC handled a secure interrupt.
+pub const NORMAL_WORLD_RESUME: u32 = 0x8400_007C;
 /// FFA_SPM_ID_GET.
 pub const SPM_ID_GET: u32 = 0x8400_0085;
 /// FFA_MSG_SEND2: an indirect message, with a [`MessageHeader`] in TX.
 pub const MSG_SEND2: u32 = 0x8400_0086;
+/// FFA_SECONDARY_EP_REGISTER; x1 = where further CPUs enter the SPMC.
+pub const SECONDARY_EP_REGISTER: u32 = 0xC400_0087;
 /// FFA_CONSOLE_LOG (32-bit): up to [`CONSOLE_LOG_32_SIZE`] characters in w2-w7. FF-A 1.2.
 pub const CONSOLE_LOG_32: u32 = 0x8400_008A;
 /// FFA_CONSOLE_LOG (64-bit): up to [`CONSOLE_LOG_64_SIZE`] characters in x2-x17. FF-A 1.2.
@@ -178,10 +182,26 @@ pub const VERSION_1_1: u32 = 0x0001_0001;
 pub const HOST_ID: u16 = 0;
 /// Endpoint id of the hypervisor as the SPMC.
 pub const SPMC_ID: u16 = 0x8000;
+/// x1 of framework messages from the SPMD, which has the id 0xffff, to the SPMC.
+pub const SPMD_ROUTE: u64 = 0xFFFF_0000 | SPMC_ID as u64;
+/// x1 of the SPMC's answers to them.
+pub const SPMD_ANSWER_ROUTE: u64 = (SPMC_ID as u64) << 16 | 0xFFFF;
 /// Endpoint id of the vendor service, a logical partition inside the hypervisor.
 pub const SERVICE_ID: u16 = 0x8001;
 /// Endpoint id of partition slot 0; slot n is this plus n.
 pub const PARTITION_ID_BASE: u16 = 0x8002;
+
+/// Framework messages between SPMD and SPMC (DEN0077A 18.2), w2 of direct messages.
+pub mod framework {
+    /// PSCI tells of a CPU; w3 = the PSCI function.
+    pub const PSCI: u64 = 1 << 31;
+    /// Its answer; w3 = status.
+    pub const PSCI_ANSWER: u64 = 1 << 31 | 2;
+    /// FFA_VERSION of the normal world; w3 = version.
+    pub const VERSION: u64 = 1 << 31 | 8;
+    /// Its answer; w3 = version.
+    pub const VERSION_ANSWER: u64 = 1 << 31 | 9;
+}
 
 /// UUID of the vendor service for FFA_PARTITION_INFO_GET: addccef7-55b8-4d58-a004-67b54c6e91df, in that byte order.
 pub const SERVICE_UUID: [u8; 16] =

@@ -9,6 +9,7 @@
 
 pub mod bundle;
 pub mod ffa;
+pub mod guard;
 pub mod manifest;
 pub mod memory;
 mod request;

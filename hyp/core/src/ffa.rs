@@ -19,7 +19,7 @@ use stage2::Pa;
 pub(crate) type Answer = [u64; 8];
 
 /// Whether a function identifier is in FF-A's range, whose refusals are FFA_ERROR.
-pub(crate) fn is_ffa(function: u32) -> bool {
+pub fn is_ffa(function: u32) -> bool {
     matches!(function & !(1 << 30), 0x8400_0060..=0x8400_00EF)
 }
 

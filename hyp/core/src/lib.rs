@@ -52,6 +52,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+pub use ffa::is_ffa;
 pub use npu::{NpuFault, NpuLayout, NpuStep};
 
 use hyp_abi::service::{MAX_PARTITIONS, MAX_RANGES};
@@ -282,9 +283,9 @@ impl Hypervisor {
         regs[0] = psci::code::NOT_SUPPORTED;
     }
 
-    /// Counts an exit of the host that needs no policy (a trapped register).
-    pub fn count_host_exit(&mut self) {
-        self.counters.host_exits += 1;
+    /// Counts exits of the host that needed no policy (a trapped register).
+    pub fn count_host_exits(&mut self, count: u64) {
+        self.counters.host_exits += count;
     }
 
     /// Decides about a stage-2 abort of the host at `ipa`. Counts one exit of the host, and an

@@ -74,6 +74,26 @@ secondary_entry:
     bl      secondary_main
     b       park
 
+// The entry that the SPMD has for us: which CPU this is, its MPIDR says. The MMU is off, or, if the CPU was on before, as it
+// was then: the map is an identity map.
+.global spmc_secondary_entry
+spmc_secondary_entry:
+    msr     daifset, #0xf
+    mrs     x1, mpidr_el1
+    mov     x2, #0xffffff
+    movk    x2, #0xff, lsl #32
+    and     x1, x1, x2
+    adrp    x2, AFFINITIES
+    add     x2, x2, :lo12:AFFINITIES
+    mov     x0, #0
+1:  cmp     x0, #{MAX_CPUS}
+    b.hs    park
+    ldr     x3, [x2, x0, lsl #3]
+    cmp     x1, x3
+    b.eq    secondary_entry
+    add     x0, x0, #1
+    b       1b
+
 // x0 = index: stack, vectors, per-CPU number. Clobbers x1-x3.
 set_up_cpu:
     msr     tpidr_el2, x0

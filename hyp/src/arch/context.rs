@@ -6,126 +6,88 @@ use super::features::Features;
 use super::interrupts::{TIMER_ENABLE, TIMER_IMASK};
 use super::sysreg::{mrs, msr, register};
 
+/// Makes a structure of registers, and how they are read and written.
 macro_rules! registers {
-    ($($field:ident: $register:expr),* $(,)?) => {
-        /// EL1 and EL0 registers that every CPU has.
+    ($(#[$doc:meta])* $state:ident { $($field:ident: $register:expr),* $(,)? }) => {
+        $(#[$doc])*
         #[derive(Clone, Copy)]
-        pub struct El1 { $($field: u64,)* optional: Optional }
+        struct $state { $($field: u64,)* }
 
-        impl El1 {
-            /// What a fresh vCPU starts with: all zero but SCTLR_EL1 (MMU and caches off).
-            pub const RESET: Self = Self { $($field: 0,)* optional: Optional::RESET }.with_reset_sctlr();
+        impl $state {
+            const ZERO: Self = Self { $($field: 0,)* };
 
-            /// Reads this CPU's registers.
-            pub fn save(features: &Features) -> Self {
-                Self { $($field: mrs!($register),)* optional: Optional::save(features) }
+            fn save() -> Self {
+                Self { $($field: mrs!($register),)* }
             }
 
-            /// Writes this CPU's registers.
-            pub fn restore(&self, features: &Features) {
+            fn restore(&self) {
                 $(msr!($register, self.$field);)*
-                self.optional.restore(features);
             }
         }
     };
 }
 
 registers! {
-    sctlr: "sctlr_el1", cpacr: "cpacr_el1", actlr: "actlr_el1", ttbr0: "ttbr0_el1", ttbr1: "ttbr1_el1",
-    tcr: "tcr_el1", mair: "mair_el1", amair: "amair_el1", vbar: "vbar_el1", contextidr: "contextidr_el1",
-    esr: "esr_el1", afsr0: "afsr0_el1", afsr1: "afsr1_el1", far: "far_el1", elr: "elr_el1", spsr: "spsr_el1",
-    sp_el0: "sp_el0", sp_el1: "sp_el1", tpidr_el0: "tpidr_el0", tpidrro_el0: "tpidrro_el0",
-    tpidr_el1: "tpidr_el1", par: "par_el1", csselr: "csselr_el1", cntkctl: "cntkctl_el1", mdscr: "mdscr_el1",
-}
-
-#[cfg(feature = "fault-knobs")]
-impl El1 {
-    /// Fault knob: leaves the keys of `self`, the host's, in place.
-    pub fn restore_keys(&self, features: &Features) {
-        self.optional.restore_keys(features);
-    }
-
-    /// Fault knob: leaves debugging enabled as the host has it.
-    pub fn restore_debug(&self) {
-        msr!("mdscr_el1", self.mdscr);
+    /// EL1 and EL0 registers that every CPU has.
+    Base {
+        sctlr: "sctlr_el1", cpacr: "cpacr_el1", actlr: "actlr_el1", ttbr0: "ttbr0_el1", ttbr1: "ttbr1_el1",
+        tcr: "tcr_el1", mair: "mair_el1", amair: "amair_el1", vbar: "vbar_el1", contextidr: "contextidr_el1",
+        esr: "esr_el1", afsr0: "afsr0_el1", afsr1: "afsr1_el1", far: "far_el1", elr: "elr_el1", spsr: "spsr_el1",
+        sp_el0: "sp_el0", sp_el1: "sp_el1", tpidr_el0: "tpidr_el0", tpidrro_el0: "tpidrro_el0",
+        tpidr_el1: "tpidr_el1", par: "par_el1", csselr: "csselr_el1", cntkctl: "cntkctl_el1", mdscr: "mdscr_el1",
     }
 }
 
-impl El1 {
-    const fn with_reset_sctlr(mut self) -> Self {
-        self.sctlr = 0x30d0_0800;
-        self
+registers! {
+    /// Keys of FEAT_PAuth.
+    Keys {
+        ia_low: register!(apiakeylo_el1), ia_high: register!(apiakeyhi_el1), ib_low: register!(apibkeylo_el1),
+        ib_high: register!(apibkeyhi_el1), da_low: register!(apdakeylo_el1), da_high: register!(apdakeyhi_el1),
+        db_low: register!(apdbkeylo_el1), db_high: register!(apdbkeyhi_el1), ga_low: register!(apgakeylo_el1),
+        ga_high: register!(apgakeyhi_el1),
     }
 }
 
-/// Registers of optional features.
+/// Registers of EL1 and EL0.
 #[derive(Clone, Copy)]
-struct Optional {
-    keys: [u64; 10],
+pub struct El1 {
+    base: Base,
+    keys: Keys,
     tcr2: u64,
-    sctlr2: u64,
-    scxtnum: [u64; 2],
 }
 
-impl Optional {
-    const RESET: Self = Self { keys: [0; 10], tcr2: 0, sctlr2: 0, scxtnum: [0; 2] };
+impl El1 {
+    /// What a fresh vCPU starts with: all zero but SCTLR_EL1 (MMU and caches off).
+    pub const RESET: Self =
+        Self { base: Base { sctlr: super::host::SCTLR_EL1_RESET, ..Base::ZERO }, keys: Keys::ZERO, tcr2: 0 };
 
-    fn save(features: &Features) -> Self {
-        let mut state = Self::RESET;
-        if features.pauth {
-            state.keys = [
-                mrs!(register!(apiakeylo_el1)),
-                mrs!(register!(apiakeyhi_el1)),
-                mrs!(register!(apibkeylo_el1)),
-                mrs!(register!(apibkeyhi_el1)),
-                mrs!(register!(apdakeylo_el1)),
-                mrs!(register!(apdakeyhi_el1)),
-                mrs!(register!(apdbkeylo_el1)),
-                mrs!(register!(apdbkeyhi_el1)),
-                mrs!(register!(apgakeylo_el1)),
-                mrs!(register!(apgakeyhi_el1)),
-            ];
-        }
-        if features.tcr2 {
-            state.tcr2 = mrs!(register!(tcr2_el1));
-        }
-        if features.sctlr2 {
-            state.sctlr2 = mrs!(register!(sctlr2_el1));
-        }
-        if features.scxtnum {
-            state.scxtnum = [mrs!(register!(scxtnum_el0)), mrs!(register!(scxtnum_el1))];
-        }
-        state
+    /// Reads this CPU's registers.
+    pub fn save(features: &Features) -> Self {
+        let keys = if features.pauth { Keys::save() } else { Keys::ZERO };
+        let tcr2 = if features.tcr2 { mrs!(register!(tcr2_el1)) } else { 0 };
+        Self { base: Base::save(), keys, tcr2 }
     }
 
-    fn restore_keys(&self, features: &Features) {
-        if features.pauth {
-            let [ia_lo, ia_hi, ib_lo, ib_hi, da_lo, da_hi, db_lo, db_hi, ga_lo, ga_hi] = self.keys;
-            msr!(register!(apiakeylo_el1), ia_lo);
-            msr!(register!(apiakeyhi_el1), ia_hi);
-            msr!(register!(apibkeylo_el1), ib_lo);
-            msr!(register!(apibkeyhi_el1), ib_hi);
-            msr!(register!(apdakeylo_el1), da_lo);
-            msr!(register!(apdakeyhi_el1), da_hi);
-            msr!(register!(apdbkeylo_el1), db_lo);
-            msr!(register!(apdbkeyhi_el1), db_hi);
-            msr!(register!(apgakeylo_el1), ga_lo);
-            msr!(register!(apgakeyhi_el1), ga_hi);
-        }
-    }
-
-    fn restore(&self, features: &Features) {
+    /// Writes this CPU's registers.
+    pub fn restore(&self, features: &Features) {
+        self.base.restore();
         self.restore_keys(features);
         if features.tcr2 {
             msr!(register!(tcr2_el1), self.tcr2);
         }
-        if features.sctlr2 {
-            msr!(register!(sctlr2_el1), self.sctlr2);
+    }
+
+    /// Writes this CPU's keys.
+    pub fn restore_keys(&self, features: &Features) {
+        if features.pauth {
+            self.keys.restore();
         }
-        if features.scxtnum {
-            msr!(register!(scxtnum_el0), self.scxtnum[0]);
-            msr!(register!(scxtnum_el1), self.scxtnum[1]);
-        }
+    }
+
+    /// Fault knob: leaves debugging enabled as the host has it.
+    #[cfg(feature = "fault-knobs")]
+    pub fn restore_debug(&self) {
+        msr!("mdscr_el1", self.base.mdscr);
     }
 }
 

@@ -1,6 +1,9 @@
 //! EL2 control registers: what traps while the host runs, what traps while a partition runs.
 
+use core::arch::asm;
+
 use super::features::Features;
+use super::secure;
 use super::sysreg::{mrs, msr, register};
 
 // HCR_EL2 (Arm ARM D24.2.52).
@@ -23,12 +26,11 @@ const HCR_TLOR: u64 = 1 << 35;
 const HCR_TERR: u64 = 1 << 36;
 const HCR_APK: u64 = 1 << 40;
 const HCR_API: u64 = 1 << 41;
-const HCR_EN_SCXT: u64 = 1 << 53;
 const HCR_TID5: u64 = 1 << 58;
 
 /// What both have: stage 2, set/way invalidation made harmless, SMC and ID registers trapped, hidden registers too.
 const HCR_COMMON: u64 =
-    HCR_VM | HCR_SWIO | HCR_RW | HCR_TSC | HCR_TID3 | HCR_TLOR | HCR_TID5 | HCR_APK | HCR_API | HCR_EN_SCXT;
+    HCR_VM | HCR_SWIO | HCR_RW | HCR_TSC | HCR_TID3 | HCR_TLOR | HCR_TID5 | HCR_APK | HCR_API;
 /// While the host runs: it takes its own interrupts.
 pub const HCR_HOST: u64 = HCR_COMMON;
 /// While a partition runs: interrupts and errors come to us, WFI too, implementation-defined registers trap.
@@ -47,6 +49,13 @@ pub const HCR_PARTITION: u64 = HCR_COMMON
 
 /// VTCR_EL2: 40-bit IPA, two concatenated level-1 tables, 4 KiB granule, inner-shareable write-back walks, 40-bit PA.
 const VTCR: u64 = 24 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 31;
+
+// At S-EL2 one tree translates the secure and the non-secure addresses of a partition alike: its tables and its pages are in
+// the normal world's memory (VSTCR_EL2.SW and SA, VTCR_EL2.NSW and NSA).
+const VTCR_NSW: u64 = 1 << 29;
+const VTCR_NSA: u64 = 1 << 30;
+/// VSTCR_EL2: as [`VTCR`].
+const VSTCR: u64 = 24 | 1 << 6 | 1 << 29 | 1 << 30 | 1 << 31;
 
 // CPTR_EL2 with E2H = 0.
 const CPTR_RES1: u64 = 0x22ff;
@@ -73,7 +82,6 @@ const MDCR_TTRF: u64 = 1 << 19;
 // HCRX_EL2.
 const HCRX_MSCEN: u64 = 1 << 11;
 const HCRX_TCR2EN: u64 = 1 << 14;
-const HCRX_SCTLR2EN: u64 = 1 << 15;
 
 // CNTHCTL_EL2 with E2H = 0.
 const CNTHCTL_EL1PCTEN: u64 = 1 << 0;
@@ -88,10 +96,54 @@ fn mdcr(partition: bool) -> u64 {
     if partition { common | extra } else { common }
 }
 
+/// VTTBR_EL2 for a tree and a VMID.
+pub fn stage2(root: u64, vmid: u16) -> u64 {
+    root | u64::from(vmid) << 48
+}
+
+/// Sets VTTBR_EL2, and what takes its place for secure addresses.
+pub fn set_stage2(vttbr: u64) {
+    msr!("vttbr_el2", vttbr);
+    if secure() {
+        msr!(register!(vsttbr_el2), vttbr & ((1 << 48) - 1));
+    }
+}
+
+/// Forgets translations of pages, or everything, under the VMID that is set, on all CPUs; complete on return. Stage 2 by
+/// address first, then combined and stage-1 entries (Arm ARM D8.14: break-before-make of stage 2).
+pub fn forget(pages: Option<(u64, u64)>) {
+    let Some((ipa, page_count)) = pages else {
+        // SAFETY: invalidation is always safe.
+        unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack)) };
+        return;
+    };
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb ishst", options(nostack)) };
+    for page in 0..page_count {
+        let page = (ipa >> 12) + page;
+        // SAFETY: invalidation is always safe.
+        unsafe { asm!("tlbi ipas2e1is, {}", in(reg) page, options(nostack)) };
+        if secure() {
+            // SAFETY: as above: that was the secure address, this is the non-secure one.
+            unsafe { asm!("tlbi ipas2e1is, {}", in(reg) page | 1 << 63, options(nostack)) };
+        }
+    }
+    // SAFETY: as above.
+    unsafe { asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack)) };
+}
+
 /// Configures this CPU for running its host; called once per CPU, MMU on.
 pub fn configure(features: &Features, host_root: u64, host_vmid: u16) {
-    msr!("vtcr_el2", VTCR);
-    msr!("vttbr_el2", host_root | u64::from(host_vmid) << 48);
+    if secure() {
+        msr!("vtcr_el2", VTCR | VTCR_NSW | VTCR_NSA);
+        msr!(register!(vstcr_el2), VSTCR);
+        // Emulation reads the same memory in both worlds, and would hide that a bit is not there.
+        let kept = mrs!("vtcr_el2") & mrs!(register!(vstcr_el2)) & (VTCR_NSW | VTCR_NSA);
+        assert!(kept == VTCR_NSW | VTCR_NSA, "tables and pages of the normal world cannot be used at S-EL1");
+    } else {
+        msr!("vtcr_el2", VTCR);
+    }
+    set_stage2(stage2(host_root, host_vmid));
     msr!("hcr_el2", HCR_HOST);
     msr!("hstr_el2", 0);
     msr!("cptr_el2", CPTR_HOST);
@@ -100,7 +152,7 @@ pub fn configure(features: &Features, host_root: u64, host_vmid: u16) {
         msr!(register!(zcr_el2), 0xf);
     }
     if features.hcx {
-        msr!(register!(hcrx_el2), HCRX_MSCEN | HCRX_TCR2EN | HCRX_SCTLR2EN);
+        msr!(register!(hcrx_el2), HCRX_MSCEN | HCRX_TCR2EN);
     }
     if features.fgt {
         // Bits whose meaning is "do not trap" stay 0: what they guard is hidden. Bits that trap stay 0 as well.
@@ -122,8 +174,6 @@ pub fn configure(features: &Features, host_root: u64, host_vmid: u16) {
     msr!("mdcr_el2", mdcr(false));
     msr!("vpidr_el2", mrs!("midr_el1"));
     msr!("vmpidr_el2", mrs!("mpidr_el1"));
-    msr!("sctlr_el1", 0x30d0_0800);
-    msr!("cpacr_el1", 0);
     // SAFETY: nothing ran below EL2 on this CPU yet, so stale translations are garbage.
     unsafe { core::arch::asm!("dsb ishst", "tlbi alle1", "ic iallu", "dsb nsh", "isb", options(nostack)) };
 }
@@ -137,7 +187,7 @@ pub fn enter_partition(root: u64, vmid: u16, vcpu: usize, forget: bool) {
     msr!("hcr_el2", HCR_PARTITION);
     msr!("mdcr_el2", mdcr(true));
     msr!("cnthctl_el2", CNTHCTL_EL1PCTEN);
-    msr!("vttbr_el2", root | u64::from(vmid) << 48);
+    set_stage2(stage2(root, vmid));
     msr!("cptr_el2", CPTR_PARTITION);
     msr!("vmpidr_el2", MPIDR_RES1 | vcpu as u64);
     isb();
@@ -175,7 +225,7 @@ pub fn weaken_hidden(features: &Features, open: bool) {
 /// Switches the control registers back to the host's.
 pub fn leave_partition(host_root: u64, host_vmid: u16) {
     msr!("cptr_el2", CPTR_HOST);
-    msr!("vttbr_el2", host_root | u64::from(host_vmid) << 48);
+    set_stage2(stage2(host_root, host_vmid));
     msr!("cnthctl_el2", CNTHCTL_EL1PCTEN | CNTHCTL_EL1PCEN);
     msr!("mdcr_el2", mdcr(false));
     msr!("hcr_el2", HCR_HOST);

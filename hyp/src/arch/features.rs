@@ -1,5 +1,6 @@
 //! What the CPU has, probed once on the boot CPU. Registers of a feature are touched only where it is present.
 
+use super::secure;
 use super::sysreg::mrs;
 
 /// CPU features that change what the hypervisor configures or switches.
@@ -17,10 +18,6 @@ pub struct Features {
     pub pauth: bool,
     /// FEAT_TCR2.
     pub tcr2: bool,
-    /// FEAT_SCTLR2.
-    pub sctlr2: bool,
-    /// FEAT_CSV2_2 or later: SCXTNUM registers.
-    pub scxtnum: bool,
     /// FEAT_PMUv3.
     pub pmu: bool,
     /// FEAT_BBM level 2: blocks and tables replace each other in place.
@@ -35,23 +32,20 @@ impl Features {
     /// Reads the ID registers of this CPU.
     pub fn probe() -> Self {
         let pfr0 = mrs!("id_aa64pfr0_el1");
-        let pfr1 = mrs!("id_aa64pfr1_el1");
         let dfr0 = mrs!("id_aa64dfr0_el1");
         let isar1 = mrs!("id_aa64isar1_el1");
         let isar2 = mrs!("s3_0_c0_c6_2");
         let mmfr0 = mrs!("id_aa64mmfr0_el1");
         let mmfr1 = mrs!("id_aa64mmfr1_el1");
         let mmfr3 = mrs!("s3_0_c0_c7_3");
-        let csv2 = field(pfr0, 56);
         Self {
             sve: field(pfr0, 32) != 0,
             fgt: field(mmfr0, 56) != 0,
             hcx: field(mmfr1, 40) != 0,
-            mpam: field(pfr0, 40) != 0,
+            // EL3 keeps its registers from S-EL2.
+            mpam: field(pfr0, 40) != 0 && !secure(),
             pauth: field(isar1, 4) | field(isar1, 8) | field(isar2, 12) != 0,
             tcr2: field(mmfr3, 0) != 0,
-            sctlr2: field(mmfr3, 4) != 0,
-            scxtnum: csv2 >= 2 || (csv2 == 1 && field(pfr1, 32) >= 2),
             bbm_level_2: field(mrs!("id_aa64mmfr2_el1"), 52) >= 2,
             pmu: !matches!(field(dfr0, 8), 0 | 0xf),
         }

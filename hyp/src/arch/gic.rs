@@ -6,9 +6,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use arrayvec::ArrayVec;
 use spin::Once;
 
-use super::el2;
 use super::mmio::{Access, Device};
 use super::sysreg::{mrs, msr, register};
+use super::{el2, secure};
 use crate::platform::{MAX_CPUS, Range};
 use crate::world;
 
@@ -32,6 +32,9 @@ const NONE_PENDING: u64 = 1023;
 const KICK_ID: u64 = 15;
 const KICK: u32 = 1 << KICK_ID;
 
+/// As Linux has it, seen from the secure world.
+const HOST_PRIORITY: u32 = 0xc0;
+
 /// Redistributor of each CPU; 0: not found.
 static FRAMES: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
 
@@ -47,13 +50,37 @@ pub fn find_redistributor(cpu: usize, region: Range) {
             if let Some(slot) = FRAMES.get(cpu) {
                 slot.store(frame, Ordering::Relaxed);
             }
-            return;
+            return share_interrupts(frame);
         }
         if typer & TYPER_LAST != 0 {
             return;
         }
         frame += if typer & TYPER_VLPIS != 0 { 2 * GICR_STRIDE } else { GICR_STRIDE };
     }
+}
+
+/// At S-EL2: makes kicks and the maintenance interrupt the secure world's, of the highest priority, so that no mask of the
+/// host's holds them up, and gives the schedule receiver interrupt to the host; EL3 keeps it for us.
+fn share_interrupts(frame: usize) {
+    const GICR_IGROUPR0: usize = GICR_SGI_BASE + 0x80;
+    const GICR_IPRIORITYR: usize = GICR_SGI_BASE + 0x400;
+    const GICR_IGRPMODR0: usize = GICR_SGI_BASE + 0xd00;
+    const MAINTENANCE_ID: usize = 25;
+    const SCHEDULE: u32 = 1 << SCHEDULE_ID;
+    if !secure() {
+        return;
+    }
+    let change = |register: usize, clear: u32, set: u32| {
+        let register = (frame + register) as *mut u32;
+        // SAFETY: a register of this CPU's redistributor, which this CPU alone changes.
+        unsafe { register.write_volatile(register.read_volatile() & !clear | set) };
+    };
+    change(GICR_IGROUPR0, KICK | MAINTENANCE, SCHEDULE);
+    change(GICR_IGRPMODR0, SCHEDULE, KICK | MAINTENANCE);
+    for id in [KICK_ID as usize, MAINTENANCE_ID] {
+        change(GICR_IPRIORITYR + (id & !3), 0xff << (8 * (id & 3)), 0);
+    }
+    change(GICR_IPRIORITYR + SCHEDULE_ID as usize, 0xff, HOST_PRIORITY);
 }
 
 /// The redistributors' first pages, which hold what is not the host's to write: where LPI tables lie.
@@ -84,8 +111,9 @@ pub fn emulates(ipa: u64) -> bool {
 }
 
 /// Carries out an access of the host's to a redistributor's first page (GIC architecture 12.11): control without LPIs, and
-/// waking. There are no LPIs, no tables for them, and no other way to change them (I6).
-pub fn access(ipa: u64, access: &Access, registers: &mut [u64; 31]) {
+/// waking. There are no LPIs, no tables for them, and no other way to change them (I6). At S-EL2 our accesses are secure, and
+/// what only those may write stays as it is. Returns what a load gets.
+pub fn access(ipa: u64, access: &Access, stored: u64) -> u64 {
     const CTLR: u64 = 0x00;
     const STATUSR: u64 = 0x10;
     const WAKER: u64 = 0x14;
@@ -93,6 +121,8 @@ pub fn access(ipa: u64, access: &Access, registers: &mut [u64; 31]) {
     /// CTLR, IIDR, TYPER, STATUSR, WAKER.
     const READABLE: core::ops::Range<u64> = 0x00..0x18;
     const CTLR_ENABLE_LPIS: u64 = 1;
+    /// DPG0 and DPG1S.
+    const CTLR_SECURE: u64 = 1 << 24 | 1 << 26;
     /// PLPIS, VLPIS, Dirty, DirectLPI.
     const TYPER_LPIS: u64 = 0xf;
     // SAFETY: a redistributor, as [`emulates`] found.
@@ -102,24 +132,25 @@ pub fn access(ipa: u64, access: &Access, registers: &mut [u64; 31]) {
     // The architecture leaves open what other accesses do; one that aborts would be our abort.
     let fits = access.width == 4 || access.width == 8 && (offset == TYPER || open);
     if !offset.is_multiple_of(access.width.into()) || !fits {
-        return access.complete(registers, 0);
+        return 0;
     }
     if access.write {
-        let value = access.value(registers);
         match offset {
-            _ if open => device.write(offset, access.width, value),
-            CTLR => device.write(offset, 4, value & !CTLR_ENABLE_LPIS),
-            STATUSR | WAKER => device.write(offset, 4, value),
+            _ if open => device.write(offset, access.width, stored),
+            CTLR if secure() => device.write(offset, 4, stored & !(CTLR_ENABLE_LPIS | CTLR_SECURE)),
+            CTLR => device.write(offset, 4, stored & !CTLR_ENABLE_LPIS),
+            WAKER if secure() => {}
+            STATUSR | WAKER => device.write(offset, 4, stored),
             _ => {}
         }
-        return;
+        return 0;
     }
-    let value = match offset {
+    match offset {
         _ if !READABLE.contains(&offset) && !open => 0,
         TYPER if !open => device.read(offset, access.width) & !TYPER_LPIS,
+        WAKER if secure() => 0,
         _ => device.read(offset, access.width),
-    };
-    access.complete(registers, value);
+    }
 }
 
 /// Opens or closes the interrupts that end a partition's turn on this CPU: our timer and our kick. The host disables
@@ -134,6 +165,9 @@ pub fn partition_interrupts(cpu: usize, open: bool) {
     let write =
         |register: usize, value: u32| unsafe { ((frame + register) as *mut u32).write_volatile(value) };
     if open {
+        if secure() {
+            msr!(register!(icc_igrpen1_el1), 1); // the secure one
+        }
         write(GICR_ISENABLER0, HYPERVISOR_TIMER | MAINTENANCE | KICK);
     } else {
         write(GICR_ICENABLER0, HYPERVISOR_TIMER | MAINTENANCE | KICK);
@@ -144,8 +178,13 @@ pub fn partition_interrupts(cpu: usize, open: bool) {
 /// Whether an interrupt that ended a turn is none of the host's: a kick, or one that went away with the vCPU's timer and
 /// interface. The kick is cleared. Kicks come first among interrupts, so what is left is looked at again: they hide no
 /// other from the host, however many come.
+/// At S-EL2 only interrupts of the secure world come as IRQ, and all of them are ours.
 pub fn is_ours(cpu: usize) -> bool {
     el2::isb();
+    if secure() {
+        acknowledge();
+        return true;
+    }
     let frame = FRAMES.get(cpu).map_or(0, |f| f.load(Ordering::Relaxed));
     if frame != 0 && mrs!(register!(icc_hppir1_el1)) == KICK_ID {
         // SAFETY: a write-one register of this CPU's redistributor; the read makes sure that the write took effect.
@@ -158,20 +197,39 @@ pub fn is_ours(cpu: usize) -> bool {
     mrs!(register!(icc_hppir1_el1)) == NONE_PENDING
 }
 
+/// Takes and ends the secure interrupts that are pending: they did their work by coming.
+pub fn acknowledge() {
+    const SPECIAL: u64 = 1020;
+    for _ in 0..32 {
+        let id = mrs!(register!(icc_iar1_el1));
+        if id >= SPECIAL {
+            break;
+        }
+        msr!(register!(icc_eoir1_el1), id);
+    }
+    el2::isb();
+}
+
 /// Makes the CPU with this affinity leave the partition that it runs.
 pub fn kick(mpidr: u64) {
-    send(mpidr, KICK_ID);
+    if let Some(interrupt) = software_interrupt(mpidr, KICK_ID) {
+        msr!(register!(icc_sgi1r_el1), interrupt);
+    }
 }
 
 /// Sends the host's CPU with this affinity the schedule receiver interrupt.
 pub fn signal_host(mpidr: u64) {
-    send(mpidr, SCHEDULE_ID);
+    match software_interrupt(mpidr, SCHEDULE_ID) {
+        // Group 1 of the other world.
+        Some(interrupt) if secure() => msr!(register!(icc_asgi1r_el1), interrupt),
+        Some(interrupt) => msr!(register!(icc_sgi1r_el1), interrupt),
+        None => {}
+    }
 }
 
-fn send(mpidr: u64, id: u64) {
+/// ICC_SGI1R_EL1 for a CPU and a number.
+fn software_interrupt(mpidr: u64, id: u64) -> Option<u64> {
     let (aff0, aff1) = (mpidr & 0xff, mpidr >> 8 & 0xff);
     let (aff2, aff3) = (mpidr >> 16 & 0xff, mpidr >> 32 & 0xff);
-    if aff0 < 16 {
-        msr!("s3_0_c12_c11_5", 1 << aff0 | aff1 << 16 | id << 24 | aff2 << 32 | aff3 << 48); // ICC_SGI1R_EL1
-    }
+    (aff0 < 16).then_some(1 << aff0 | aff1 << 16 | id << 24 | aff2 << 32 | aff3 << 48)
 }

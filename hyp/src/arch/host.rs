@@ -1,20 +1,62 @@
-//! Exceptions that the host takes to EL2.
+//! Exceptions that the host takes to EL2, and entering it.
 
 use core::arch::asm;
-use hyp_core::{HostAbort, Outcome};
-use smccc::smc64;
 
+use super::idregs;
 use super::mmio::Access;
 use super::sysreg::{mrs, msr};
 use super::vcpu::FSC_PERMISSION;
-use super::{idregs, vcpu};
-use crate::world;
+use crate::machine;
 
 /// x0-x30 of the host, on the EL2 stack.
+#[derive(Default)]
 #[repr(C)]
 pub struct Frame {
     x: [u64; 31],
     pad: u64,
+}
+
+/// What a call of the host's leaves to do.
+pub enum Answer {
+    /// Nothing: the registers are set.
+    Done,
+    /// x0-x3 go to EL3.
+    Firmware,
+    /// A CPU is turned on.
+    CpuOn {
+        /// Its index.
+        index: usize,
+        /// Its MPIDR.
+        target: u64,
+        /// Where it enters the host.
+        entry: u64,
+        /// x0 there.
+        context: u64,
+    },
+    /// x0-x3 go to EL3 and turn the machine off.
+    Shutdown,
+}
+
+/// What is done about an access that stage 2 refused.
+pub enum Abort {
+    /// It is repeated.
+    Retry,
+    /// It aborts.
+    Inject,
+    /// It is carried out; a load gets this.
+    Value(u64),
+}
+
+/// Who decides for the host: the policy in this image, or the SPMC.
+pub trait Authority {
+    /// An SMC #0.
+    fn call(cpu: usize, registers: &mut [u64; 18]) -> Answer;
+    /// What is never allowed; sets x0.
+    fn refuse(registers: &mut [u64; 18]);
+    /// An access to `ipa` with this syndrome, which stores `stored`, if it stores.
+    fn abort(ipa: u64, syndrome: u64, stored: u64) -> Abort;
+    /// Notes an exit that needed none of the others.
+    fn count_exit();
 }
 
 // Exception classes (Arm ARM D24.2.40).
@@ -23,21 +65,21 @@ const EC_SMC: u64 = 0x17;
 const EC_SYSTEM_REGISTER: u64 = 0x18;
 const EC_INSTRUCTION_ABORT: u64 = 0x20;
 const EC_DATA_ABORT: u64 = 0x24;
-const PSCI_CPU_OFF: u32 = 0x8400_0002;
 /// Fault status of a synchronous external abort.
 const FSC_EXTERNAL: u64 = 0x10;
 const ISS_IL: u64 = 1 << 25;
 const ISS_WNR: u64 = 1 << 6;
 const ISS_S1PTW: u64 = 1 << 7;
+/// SCTLR_EL1 with the MMU and caches off.
+pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
 /// SPSR_EL2.SS: software step, active-not-pending.
 const SPSR_SS: u64 = 1 << 21;
 /// Address bit that tells the kernel's half from the processes'.
 const TTBR1_HALF: u64 = 1 << 55;
 
-/// Entry from vectors.s. `vector`: 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, +4 from AArch32.
-#[unsafe(no_mangle)]
-extern "C" fn host_exception(frame: &mut Frame, vector: u64) {
-    world::park_if_panicking();
+/// Handles an exception. `vector`: 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, +4 from AArch32.
+pub fn exception<A: Authority>(frame: &mut Frame, vector: u64) {
+    machine::park_if_panicking();
     if vector & 3 != 0 {
         return; // interrupts and errors go to the host directly; one that was routed here in between repeats there
     }
@@ -45,13 +87,16 @@ extern "C" fn host_exception(frame: &mut Frame, vector: u64) {
     match esr >> 26 & 0x3f {
         EC_SMC => {
             skip();
-            smc(frame, esr);
+            smc::<A>(frame, esr);
         }
-        EC_HVC => world::lock().host_refuse(calls(frame)),
-        EC_SYSTEM_REGISTER => system_register(frame, esr),
-        class @ (EC_INSTRUCTION_ABORT | EC_DATA_ABORT) => abort(frame, esr, class),
+        EC_HVC => A::refuse(calls(frame)),
+        EC_SYSTEM_REGISTER => {
+            A::count_exit();
+            system_register(frame, esr);
+        }
+        class @ (EC_INSTRUCTION_ABORT | EC_DATA_ABORT) => abort::<A>(frame, esr, class),
         _ => {
-            world::count_host_exit();
+            A::count_exit();
             inject(ISS_IL, 0); // EC 0: undefined
         }
     }
@@ -72,48 +117,26 @@ fn calls(frame: &mut Frame) -> &mut [u64; 18] {
     }
 }
 
-fn smc(frame: &mut Frame, esr: u64) {
-    #[cfg(feature = "fault-knobs")]
-    if world::skips(hyp_core::knob::SERROR) {
-        host_exception(frame, 3); // as if it had come first
-    }
-    let cpu = mrs!("tpidr_el2") as usize;
+fn smc<A: Authority>(frame: &mut Frame, esr: u64) {
     let registers = calls(frame);
     if esr & 0xffff != 0 {
-        return world::lock().host_refuse(registers);
+        return A::refuse(registers);
     }
-    let outcome = world::host_call(cpu, registers);
-    #[cfg(feature = "fault-knobs")]
-    super::el2::weaken_hidden(world::features(), world::skips(hyp_core::knob::HIDDEN_FEATURES));
-    match outcome {
-        Outcome::Return => {}
-        Outcome::Enter { slot, vcpu } => vcpu::run(cpu, slot, vcpu, registers),
-        Outcome::Firmware => {
-            // The CPU may be gone after the call.
-            let turns_off = registers[0] as u32 == PSCI_CPU_OFF;
-            world::note_online(cpu, !turns_off);
-            let result = firmware(registers);
-            world::note_online(cpu, true);
+    match A::call(mrs!("tpidr_el2") as usize, registers) {
+        Answer::Done => {}
+        Answer::Firmware => {
+            let result = machine::firmware(registers);
             registers[..4].copy_from_slice(&result);
         }
-        Outcome::CpuOn { target, entry, context } => {
-            registers[0] = world::cpu_on(target, entry, context);
+        Answer::CpuOn { index, target, entry, context } => {
+            registers[0] = machine::cpu_on(index, target, entry, context);
         }
-        Outcome::Shutdown => world::shut_down(registers),
+        Answer::Shutdown => machine::power_off(registers),
     }
-}
-
-/// Forwards a call of four registers to EL3.
-pub fn firmware(registers: &[u64; 18]) -> [u64; 4] {
-    let mut arguments = [0; 17];
-    arguments[..3].copy_from_slice(&registers[1..4]);
-    let result = smc64(registers[0] as u32, arguments);
-    [result[0], result[1], result[2], result[3]]
 }
 
 /// A trapped system register access: ID registers are read under the allow-list, anything else is undefined.
 fn system_register(frame: &mut Frame, esr: u64) {
-    world::count_host_exit();
     let (op0, op1, crn) = (esr >> 20 & 3, esr >> 14 & 7, esr >> 10 & 15);
     let (crm, op2, rt, read) = (esr >> 1 & 15, esr >> 17 & 7, esr >> 5 & 31, esr & 1);
     if (op0, op1, crn, read) == (3, 0, 0, 1) && (1..=7).contains(&crm) {
@@ -125,28 +148,25 @@ fn system_register(frame: &mut Frame, esr: u64) {
     inject(ISS_IL, 0);
 }
 
-/// A stage-2 abort: carried out where the hypervisor stands between host and device, repeated when the page is the host's by now, else answered with an abort at EL1, which ends a
-/// process by SIGBUS and a kernel thread by an oops, and never livelocks (DC ZVA and other accesses without syndrome
-/// included).
-fn abort(frame: &mut Frame, esr: u64, class: u64) {
+/// A stage-2 abort: carried out where the hypervisor stands between host and device, repeated when the page is the host's by
+/// now, else answered with an abort at EL1, which ends a process by SIGBUS and a kernel thread by an oops, and never
+/// livelocks (DC ZVA and other accesses without syndrome included).
+fn abort<A: Authority>(frame: &mut Frame, esr: u64, class: u64) {
     let far = mrs!("far_el2");
     let fetch = class == EC_INSTRUCTION_ABORT;
     // HPFAR_EL2 is not valid for a permission fault; the host has none but fetches from devices.
     let permission = esr & 0x3c == FSC_PERMISSION;
     let ipa = if permission { u64::MAX } else { mrs!("hpfar_el2") >> 4 << 12 | far & 0xfff };
-    let access = Access::decode(esr).filter(|_| !fetch);
-    if let Some(access) = access
-        && world::host_access(ipa, &access, &mut frame.x)
-    {
-        return skip();
-    }
-    match (world::host_abort(ipa, fetch), access) {
-        (HostAbort::Retry, _) => return,
-        (HostAbort::NoDevice, Some(access)) => {
-            access.complete(&mut frame.x, u64::MAX);
+    let access = Access::decode(esr);
+    match A::abort(ipa, esr, access.map_or(0, |access| access.value(&frame.x))) {
+        Abort::Retry => return,
+        Abort::Value(value) => {
+            if let Some(access) = access {
+                access.complete(&mut frame.x, value);
+            }
             return skip();
         }
-        (HostAbort::NoDevice | HostAbort::Inject, _) => {}
+        Abort::Inject => {}
     }
     let from_el0 = mrs!("spsr_el2") & 0xf == 0;
     let class = if from_el0 { class } else { class + 1 };
@@ -187,6 +207,17 @@ fn inject(esr: u64, far: u64) {
     msr!("spsr_el2", state);
     // SAFETY: a barrier.
     unsafe { asm!("isb", options(nostack)) };
+}
+
+/// Enters the host on this CPU for the first time, behind the stage 2 that [`super::el2::configure`] set.
+pub fn enter(entry: u64, argument: u64) -> ! {
+    unsafe extern "C" {
+        fn enter_host(argument: u64, entry: u64) -> !;
+    }
+    msr!("sctlr_el1", SCTLR_EL1_RESET);
+    msr!("cpacr_el1", 0);
+    // SAFETY: drops to EL1 behind the host's stage 2; the EL2 stack of this CPU starts anew.
+    unsafe { enter_host(argument, entry) }
 }
 
 /// An exception of the hypervisor itself: a bug of ours.

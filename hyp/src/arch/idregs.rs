@@ -22,10 +22,13 @@ const fn fields(shifts: &[u32]) -> u64 {
     mask
 }
 
+/// FEAT_CSV2 without its later additions: SCXTNUM registers are nobody's, since EL3 firmware keeps them from S-EL2.
+const PFR0_CSV2: u64 = fields(&[56]);
+const PFR0_CSV2_1: u64 = 1 << 56;
 // Field positions: Arm ARM D24.2 (AArch64 ID registers).
-const PFR0_COMMON: u64 = fields(&[0, 4, 16, 20, 24, 48, 56, 60]); // EL0, EL1, FP, AdvSIMD, GIC, DIT, CSV2, CSV3
+const PFR0_COMMON: u64 = fields(&[0, 4, 16, 20, 24, 48, 60]); // EL0, EL1, FP, AdvSIMD, GIC, DIT, CSV3
 const PFR0_HOST: u64 = PFR0_COMMON | fields(&[28, 32]); // RAS, SVE
-const PFR1: u64 = fields(&[0, 4, 32]); // BT, SSBS, CSV2_frac; not MTE, SME, MPAM, NMI, GCS
+const PFR1: u64 = fields(&[0, 4]); // BT, SSBS; not CSV2_frac, MTE, SME, MPAM, NMI, GCS
 const DFR0_HOST: u64 = fields(&[0, 8, 12, 20, 28, 36]); // DebugVer, PMUVer, BRPs, WRPs, CTX_CMPs, DoubleLock
 const ISAR0: u64 = !fields(&[0]); // all but the reserved field: instructions without state of their own
 const ISAR1: u64 = fields(&[0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52]); // to I8MM; not XS, LS64
@@ -33,14 +36,16 @@ const ISAR2: u64 = fields(&[0, 4, 8, 12, 16, 20, 24, 28, 40, 48, 52]); // WFxT .
 const MMFR0: u64 = !0;
 const MMFR1: u64 = !fields(&[8, 16]); // not VH (no EL2 below us), LO
 const MMFR2: u64 = !fields(&[24]); // not NV
-const MMFR3_HOST: u64 = fields(&[0, 4]); // TCRX, SCTLRX
+const MMFR3_HOST: u64 = fields(&[0]); // TCRX; not SCTLRX
 
 /// Reads ID register op0=3, op1=0, CRn=0, `crm`, `op2` of this CPU as `reader` may see it.
 pub fn read(crm: u64, op2: u64, reader: Reader) -> u64 {
     let host = reader == Reader::Host;
     match (crm, op2) {
         (4, 0) => {
-            let value = mrs!("id_aa64pfr0_el1") & if host { PFR0_HOST } else { PFR0_COMMON };
+            let whole = mrs!("id_aa64pfr0_el1");
+            let csv2 = if whole & PFR0_CSV2 != 0 { PFR0_CSV2_1 } else { 0 };
+            let value = whole & (if host { PFR0_HOST } else { PFR0_COMMON }) | csv2;
             // EL2 and EL3 read as absent; EL0 and EL1 as AArch64 only for a partition.
             if host { value } else { (value & !0xff) | 0x11 }
         }

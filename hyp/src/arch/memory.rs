@@ -5,11 +5,11 @@
 
 use core::arch::asm;
 use hyp_core::{NpuFault, NpuStep, Platform};
-use stage2::{Ipa, Machine, Pa, Slot};
+use stage2::{HOST_VMID, Ipa, Machine, Pa, Slot};
 
-use super::sysreg::{mrs, msr};
-use super::{gic, vcpu};
-use crate::{devices, world};
+use super::sysreg::mrs;
+use super::{el2, gic, secure, vcpu};
+use crate::{devices, spmc, world};
 
 /// Cleans and invalidates a range to the point of coherency. All of RAM passes here at boot, so the loop is tight: two
 /// instructions a line.
@@ -58,19 +58,21 @@ pub unsafe fn zero(base: usize, size: usize) {
 pub struct Hardware;
 
 impl Hardware {
-    /// Runs `f` with VTTBR_EL2 naming `vmid`, which TLBI by IPA and VMALLE1 act on. The root goes with it: a walk that
-    /// the CPU makes ahead of time must not cache one owner's translation under another's VMID.
-    fn with_vmid(&self, vmid: u16, f: impl FnOnce()) {
+    /// Forgets translations of the CPUs' (see [`el2::forget`]). The root goes with the VMID: a walk that the CPU makes ahead
+    /// of time must not cache one owner's translation under another's VMID. No lower level runs on this CPU until the
+    /// register is restored.
+    fn forget(&self, vmid: u16, pages: Option<(u64, u64)>) {
+        if secure() && vmid == HOST_VMID {
+            return spmc::forget_host(pages);
+        }
         let old = mrs!("vttbr_el2");
         let slot = Slot::all().find(|slot| slot.vmid() == vmid);
         let root = slot.map_or(world::host_root(), world::partition_root);
-        msr!("vttbr_el2", root | u64::from(vmid) << 48);
-        // SAFETY: barriers; no lower level runs on this CPU until the register is restored.
-        unsafe { asm!("isb", options(nostack)) };
-        f();
-        msr!("vttbr_el2", old);
-        // SAFETY: a barrier.
-        unsafe { asm!("isb", options(nostack)) };
+        el2::set_stage2(el2::stage2(root, vmid));
+        el2::isb();
+        el2::forget(pages);
+        el2::set_stage2(old);
+        el2::isb();
     }
 }
 
@@ -95,25 +97,12 @@ impl Machine for Hardware {
             return self.tlbi_vmid(vmid);
         }
         devices::invalidate(vmid, Some((ipa.0, page_count)));
-        self.with_vmid(vmid, || {
-            // SAFETY: invalidation is always safe. Stage-2 entries by IPA first, then combined and stage-1 entries of
-            // the VMID, on all cores (Arm ARM D8.14: break-before-make of stage 2).
-            unsafe {
-                asm!("dsb ishst", options(nostack));
-                for page in 0..page_count {
-                    asm!("tlbi ipas2e1is, {}", in(reg) (ipa.0 >> 12) + page, options(nostack));
-                }
-                asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack));
-            }
-        });
+        self.forget(vmid, Some((ipa.0, page_count)));
     }
 
     fn tlbi_vmid(&mut self, vmid: u16) {
         devices::invalidate(vmid, None);
-        self.with_vmid(vmid, || {
-            // SAFETY: invalidation is always safe.
-            unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack)) };
-        });
+        self.forget(vmid, None);
     }
 
     fn zero(&mut self, page: Pa) {

@@ -13,10 +13,16 @@ pub struct Access {
 }
 
 impl Access {
+    /// Whether a syndrome (ESR_EL2) is that of an instruction fetch.
+    pub fn is_fetch(esr: u64) -> bool {
+        const EC_INSTRUCTION_ABORT: u64 = 0x20;
+        esr >> 26 & 0x3f == EC_INSTRUCTION_ABORT
+    }
+
     /// What it was; none if the syndrome does not say: then it was more than a load or store of one register.
     pub fn decode(esr: u64) -> Option<Self> {
         const ISV: u64 = 1 << 24;
-        (esr & ISV != 0).then_some(Self {
+        (esr & ISV != 0 && !Self::is_fetch(esr)).then_some(Self {
             width: 1 << (esr >> 22 & 3),
             write: esr & 1 << 6 != 0,
             register: (esr >> 16 & 31) as usize,

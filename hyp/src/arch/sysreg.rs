@@ -23,108 +23,45 @@ macro_rules! msr {
 
 /// Registers that the assembler's base architecture has no name for: their generic names.
 macro_rules! register {
-    (hcrx_el2) => {
-        "s3_4_c1_c2_2"
-    };
-    (zcr_el2) => {
-        "s3_4_c1_c2_0"
-    };
-    (zcr_el1) => {
-        "s3_0_c1_c2_0"
-    };
-    (hfgrtr_el2) => {
-        "s3_4_c1_c1_4"
-    };
-    (hfgwtr_el2) => {
-        "s3_4_c1_c1_5"
-    };
-    (hfgitr_el2) => {
-        "s3_4_c1_c1_6"
-    };
-    (hdfgrtr_el2) => {
-        "s3_4_c3_c1_4"
-    };
-    (hdfgwtr_el2) => {
-        "s3_4_c3_c1_5"
-    };
-    (mpam2_el2) => {
-        "s3_4_c10_c5_0"
-    };
-    (icc_sre_el2) => {
-        "s3_4_c12_c9_5"
-    };
-    (ich_hcr_el2) => {
-        "s3_4_c12_c11_0"
-    };
-    (ich_vmcr_el2) => {
-        "s3_4_c12_c11_7"
-    };
-    (ich_ap0r0_el2) => {
-        "s3_4_c12_c8_0"
-    };
-    (ich_ap1r0_el2) => {
-        "s3_4_c12_c9_0"
-    };
-    (ich_lr0_el2) => {
-        "s3_4_c12_c12_0"
-    };
-    (ich_lr1_el2) => {
-        "s3_4_c12_c12_1"
-    };
-    (ich_lr2_el2) => {
-        "s3_4_c12_c12_2"
-    };
-    (ich_lr3_el2) => {
-        "s3_4_c12_c12_3"
-    };
-    (ich_vtr_el2) => {
-        "s3_4_c12_c11_1"
-    };
-    (icc_hppir1_el1) => {
-        "s3_0_c12_c12_2"
-    };
-    (tcr2_el1) => {
-        "s3_0_c2_c0_3"
-    };
-    (sctlr2_el1) => {
-        "s3_0_c1_c0_3"
-    };
-    (scxtnum_el1) => {
-        "s3_0_c13_c0_7"
-    };
-    (scxtnum_el0) => {
-        "s3_3_c13_c0_7"
-    };
-    (apiakeylo_el1) => {
-        "s3_0_c2_c1_0"
-    };
-    (apiakeyhi_el1) => {
-        "s3_0_c2_c1_1"
-    };
-    (apibkeylo_el1) => {
-        "s3_0_c2_c1_2"
-    };
-    (apibkeyhi_el1) => {
-        "s3_0_c2_c1_3"
-    };
-    (apdakeylo_el1) => {
-        "s3_0_c2_c2_0"
-    };
-    (apdakeyhi_el1) => {
-        "s3_0_c2_c2_1"
-    };
-    (apdbkeylo_el1) => {
-        "s3_0_c2_c2_2"
-    };
-    (apdbkeyhi_el1) => {
-        "s3_0_c2_c2_3"
-    };
-    (apgakeylo_el1) => {
-        "s3_0_c2_c3_0"
-    };
-    (apgakeyhi_el1) => {
-        "s3_0_c2_c3_1"
-    };
+    (vsttbr_el2) => { "s3_4_c2_c6_0" };
+    (vstcr_el2) => { "s3_4_c2_c6_2" };
+    (icc_pmr_el1) => { "s3_0_c4_c6_0" };
+    (icc_igrpen1_el1) => { "s3_0_c12_c12_7" };
+    (icc_iar1_el1) => { "s3_0_c12_c12_0" };
+    (icc_eoir1_el1) => { "s3_0_c12_c12_1" };
+    (icc_sgi1r_el1) => { "s3_0_c12_c11_5" };
+    (icc_asgi1r_el1) => { "s3_0_c12_c11_6" };
+    (hcrx_el2) => { "s3_4_c1_c2_2" };
+    (zcr_el2) => { "s3_4_c1_c2_0" };
+    (zcr_el1) => { "s3_0_c1_c2_0" };
+    (hfgrtr_el2) => { "s3_4_c1_c1_4" };
+    (hfgwtr_el2) => { "s3_4_c1_c1_5" };
+    (hfgitr_el2) => { "s3_4_c1_c1_6" };
+    (hdfgrtr_el2) => { "s3_4_c3_c1_4" };
+    (hdfgwtr_el2) => { "s3_4_c3_c1_5" };
+    (mpam2_el2) => { "s3_4_c10_c5_0" };
+    (icc_sre_el2) => { "s3_4_c12_c9_5" };
+    (ich_hcr_el2) => { "s3_4_c12_c11_0" };
+    (ich_vmcr_el2) => { "s3_4_c12_c11_7" };
+    (ich_ap0r0_el2) => { "s3_4_c12_c8_0" };
+    (ich_ap1r0_el2) => { "s3_4_c12_c9_0" };
+    (ich_lr0_el2) => { "s3_4_c12_c12_0" };
+    (ich_lr1_el2) => { "s3_4_c12_c12_1" };
+    (ich_lr2_el2) => { "s3_4_c12_c12_2" };
+    (ich_lr3_el2) => { "s3_4_c12_c12_3" };
+    (ich_vtr_el2) => { "s3_4_c12_c11_1" };
+    (icc_hppir1_el1) => { "s3_0_c12_c12_2" };
+    (tcr2_el1) => { "s3_0_c2_c0_3" };
+    (apiakeylo_el1) => { "s3_0_c2_c1_0" };
+    (apiakeyhi_el1) => { "s3_0_c2_c1_1" };
+    (apibkeylo_el1) => { "s3_0_c2_c1_2" };
+    (apibkeyhi_el1) => { "s3_0_c2_c1_3" };
+    (apdakeylo_el1) => { "s3_0_c2_c2_0" };
+    (apdakeyhi_el1) => { "s3_0_c2_c2_1" };
+    (apdbkeylo_el1) => { "s3_0_c2_c2_2" };
+    (apdbkeyhi_el1) => { "s3_0_c2_c2_3" };
+    (apgakeylo_el1) => { "s3_0_c2_c3_0" };
+    (apgakeyhi_el1) => { "s3_0_c2_c3_1" };
 }
 
 pub(crate) use {mrs, msr, register};

@@ -10,10 +10,10 @@ use super::context::{El1, HostSimd, HostTimer, Simd};
 #[cfg(feature = "fault-knobs")]
 use super::features::Features;
 use super::interrupts::Interrupts;
-use super::sysreg::{mrs, msr};
+use super::sysreg::{mrs, msr, register};
 use super::{el2, gic, idregs, mmio};
 use crate::platform::MAX_CPUS;
-use crate::world;
+use crate::{machine, world};
 
 /// General registers in the layout of vectors.s.
 #[derive(Clone, Copy)]
@@ -200,7 +200,7 @@ fn decode(vector: u64, vcpu: &mut Vcpu) -> Option<Exit> {
 
 /// Runs a vCPU until the host is wanted. `host` are the x0-x17 that the host gets back.
 pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
-    let features = world::features();
+    let features = machine::features();
     let (Some(context), Some(host_simd)) = (context(slot, vcpu), HOST_SIMD.get(cpu)) else { return };
     // SAFETY: policy marked this vCPU as running on this CPU alone; the host area is this CPU's.
     let (guest, host_simd) = unsafe { (&mut *context, &mut *host_simd.0.get()) };
@@ -212,6 +212,8 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
     host_simd.save(features);
     let host_timer = HostTimer::save(features, !world::skips(knob::COUNTERS_STOP));
     gic::partition_interrupts(cpu, true);
+    // EL1 reaches the virtual interface only, and not this; but QEMU (10.0) has no virtual interface at S-EL1.
+    let interrupt_mask = mrs!(register!(icc_pmr_el1));
     let last = LAST.get(cpu).and_then(|partitions| partitions.get(slot.index()));
     let mut forget = last.is_none_or(|last| last.swap(vcpu, Ordering::Relaxed) != vcpu);
     let mut taken = world::take_pending(slot, vcpu);
@@ -284,6 +286,7 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
     }
 
     gic::partition_interrupts(cpu, false);
+    msr!(register!(icc_pmr_el1), interrupt_mask);
     host_el1.restore(features);
     if simd_switched {
         host_simd.restore(features);
