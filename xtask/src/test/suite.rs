@@ -170,7 +170,6 @@ fn run_machine(
     tests: &[String],
     verdicts: &mut Verdicts,
 ) -> Result<()> {
-    let products = build::all(paths, setup, suite.variant())?;
     let mut machine = Machine::load(paths, &suite.machine)?;
     machine.apply(&suite.overrides())?;
     machine.machine.extend(suite.options.get(&machine.cpu).into_iter().flatten().cloned());
@@ -180,6 +179,7 @@ fn run_machine(
     if suite.bare {
         machine = machine.bare();
     }
+    let products = build::machine(paths, setup, suite.variant(), &machine, false)?;
     let (dir, _lock) = paths.state("test", &suite.name)?;
     let initrd = initrd(paths, setup, &products, suite, tests)?;
     let kernel = paths.at(&setup.kernel.image);
@@ -189,9 +189,10 @@ fn run_machine(
             fs::write(&path, initrd).with_context(|| format!("cannot write {}", path.display()))?;
             Boot::Bare { kernel, initrd: path }
         }
-        Deployment::El2 => {
+        Deployment::El2 | Deployment::SEl2 => {
             let kernel = fs::read(&kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
-            Boot::Bundle(crate::run::bundle(&products, &kernel, &initrd, &machine, &dir)?)
+            let bundle = crate::run::bundle(&products, &kernel, &initrd, &machine, &dir)?;
+            crate::run::boot(&products, bundle)
         }
     };
     let npu = build::npu(paths, &machine)?;
