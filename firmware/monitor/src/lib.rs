@@ -3,4 +3,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod fdt;
 pub mod fip;
+pub mod psci;
+pub mod spmd;
