@@ -23,8 +23,9 @@ const FLASH_SIZE: usize = 64 << 20;
 /// Secure RAM of the SPMC.
 const SPMC_BASE: usize = 0x0e10_0000;
 const SPMC_END: usize = 0x0f00_0000;
-/// Where QEMU leaves the device tree, and the most that is read of it.
+/// Where QEMU leaves the device tree, how much room it has there, and the most that it may need.
 const DEVICE_TREE: usize = 0x4000_0000;
+const DEVICE_TREE_ROOM: usize = 1 << 20;
 const DEVICE_TREE_SIZE: usize = 64 << 10;
 /// The guard: the boot bundle, in normal RAM already.
 const GUARD: u64 = 0x4020_0000;
@@ -153,9 +154,9 @@ fn load_spmc() {
 fn add_psci() {
     // SAFETY: normal RAM, before anybody else runs; the buffer is used here only.
     let (tree, buffer) = unsafe {
-        (core::slice::from_raw_parts_mut(DEVICE_TREE as *mut u8, DEVICE_TREE_SIZE), &mut *TREE.0.get())
+        (core::slice::from_raw_parts_mut(DEVICE_TREE as *mut u8, DEVICE_TREE_ROOM), &mut *TREE.0.get())
     };
-    let size = fdt::word(tree, 4).and_then(|size| fdt::add_psci(tree.get(..size as usize)?, buffer));
+    let size = fdt::add_psci(tree, buffer);
     match size.and_then(|size| Some((tree.get_mut(..size)?, buffer.get(..size)?))) {
         Some((tree, edited)) => {
             tree.copy_from_slice(edited);

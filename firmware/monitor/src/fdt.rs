@@ -15,7 +15,7 @@ const ENABLE_METHOD: usize = 0;
 const COMPATIBLE: usize = 14;
 const METHOD: usize = 25;
 
-/// Copies `tree` to `out` with a node `/psci` and with PSCI as the way to turn on each CPU. None if the tree is malformed, or
+/// Copies the tree at the start of `tree` to `out` with a node `/psci` and with PSCI as the way to turn on each CPU. None if the tree is malformed, or
 /// `out` too small. Returns the copy's size.
 pub fn add_psci(tree: &[u8], out: &mut [u8]) -> Option<usize> {
     let field = |offset: usize| word(tree, offset).map(|value| value as usize);
@@ -118,7 +118,7 @@ impl Writer<'_> {
 }
 
 /// The big-endian word at `offset`.
-pub fn word(bytes: &[u8], offset: usize) -> Option<u32> {
+fn word(bytes: &[u8], offset: usize) -> Option<u32> {
     let bytes = bytes.get(offset..offset.checked_add(4)?)?;
     Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }

@@ -27,10 +27,11 @@ reset:
     b.hs    3f
     stp     xzr, xzr, [x1], #16
     b       1b
-    // The first core sets up the distributor last. Its control register is 0 after every reset, which RAM is not.
+    // The first core enables the distributor's groups last. After every reset they are off, whatever is left in RAM.
 2:  mov     x1, #{GICD}
     ldr     w0, [x1]
-    cbz     w0, 2b
+    tst     w0, #0x6
+    b.eq    2b
 3:  mov     x0, x19
     bl      core_main
 park:
