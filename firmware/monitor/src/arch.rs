@@ -1,4 +1,4 @@
-//! The architecture and the machine: all unsafe code that is not [`crate`]'s own.
+//! The architecture and the machine.
 
 pub mod bank;
 pub mod device;
@@ -9,8 +9,8 @@ pub mod sysreg;
 
 core::arch::global_asm!(
     include_str!("arch/boot.s"),
-    MAX_CORES = const crate::MAX_CORES,
-    STACK_STRIDE = const crate::STACK_STRIDE,
+    MAX_CORES = const crate::el3::MAX_CORES,
+    STACK_STRIDE = const crate::el3::STACK_STRIDE,
     GICD = const gic::GICD,
 );
 
@@ -23,12 +23,4 @@ pub struct Frame {
     pub elr: u64,
     /// Its processor state.
     pub spsr: u64,
-    /// Where this core's stack at EL3 starts.
-    pub stack: u64,
-}
-const _: () = assert!(core::mem::offset_of!(Frame, elr) == 248 && core::mem::offset_of!(Frame, stack) == 264);
-
-unsafe extern "C" {
-    /// Enters the world that a frame is of.
-    pub fn enter(frame: *const Frame) -> !;
 }

@@ -3,16 +3,12 @@
 //!
 //! Every core comes here from reset. The first loads the SPMC, adds PSCI to the device tree and enters the SPMC, then, when that
 //! is up, the guard in normal RAM. The others wait, without running, until the normal world turns them on.
-#![cfg_attr(target_os = "none", no_std)]
-#![cfg_attr(target_os = "none", no_main)]
+#![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
 mod arch;
 #[cfg(target_os = "none")]
 mod el3;
-
-#[cfg(target_os = "none")]
-pub(crate) use el3::{MAX_CORES, STACK_STRIDE};
 
 #[cfg(not(target_os = "none"))]
 fn main() {

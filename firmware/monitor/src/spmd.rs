@@ -1,5 +1,7 @@
 //! Which call goes where: the SPM dispatcher of FF-A 1.2 (Arm DEN0077A) as Trusted Firmware-A has it, so that one SPMC runs
-//! above either. FF-A calls cross to the other world, with x0-x17; a few are answered here; everything unknown is refused.
+//! above either. FF-A calls cross to the other world, with x0-x17; a few are answered here.
+//!
+//! What the normal world may not say is refused here; what this dispatcher does not know is the SPMC's to refuse.
 //!
 //! One [`Core`] for each core. What the SPMC has to answer before the normal world may go on is [`Owed`]; while it owes
 //! something it cannot cross, so that nothing but that answer ends what the dispatcher began.
@@ -10,7 +12,6 @@ use smccc::arch::{SMCCC_ARCH_FEATURES, SMCCC_VERSION};
 /// Calls that `hyp_abi` does not name, since only dispatcher and SPMC speak them.
 const NORMAL_WORLD_RESUME: u32 = 0x8400_007C;
 const SECONDARY_EP_REGISTER: u32 = 0xC400_0087;
-const MSG_SEND: u32 = 0x8400_006E;
 
 /// SMCCC 1.2: x0-x17 are arguments and results.
 const SMCCC_1_2: u64 = 0x1_0002;
@@ -67,8 +68,10 @@ pub enum Step {
     Cross,
     /// To the normal world, where it stopped.
     Resume,
-    /// The SPMC is up, or (false) failed to come up: the normal world starts.
-    Started(bool),
+    /// The SPMC is up: the normal world starts.
+    Started,
+    /// The SPMC does not come up.
+    Failed,
     /// The SPMC's entry point on further cores, in x1.
     SecondaryEntry,
     /// A call of PSCI's.
@@ -84,14 +87,13 @@ pub type Registers = [u64; 18];
 #[derive(Clone, Debug)]
 pub struct Core {
     owed: Owed,
-    /// The SPMC runs on this core.
-    spmc: bool,
 }
 
 impl Core {
     /// A core that is about to enter the SPMC for the first time.
+    #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
-        Self { owed: Owed::Start, spmc: false }
+        Self { owed: Owed::Start }
     }
 
     /// Decides on an SMC.
@@ -99,46 +101,36 @@ impl Core {
         // The identifier is w0.
         x[0] &= 0xffff_ffff;
         match x[0] as u32 & !SVE_HINT {
-            SMCCC_VERSION => answer(x, SMCCC_1_2),
+            SMCCC_VERSION => only(x, SMCCC_1_2),
             SMCCC_ARCH_FEATURES => match x[1] as u32 {
-                SMCCC_VERSION | SMCCC_ARCH_FEATURES => answer(x, 0),
-                _ => answer(x, SMCCC_NOT_SUPPORTED),
+                SMCCC_VERSION | SMCCC_ARCH_FEATURES => only(x, 0),
+                _ => only(x, SMCCC_NOT_SUPPORTED),
             },
             0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f if caller == World::Normal => Step::Psci,
             function @ (0x8400_0060..=0x8400_00ff | 0xc400_0060..=0xc400_00ff) => match caller {
                 World::Secure => self.secure(function, x),
                 World::Normal => self.normal(function, x),
             },
-            _ => answer(x, SMCCC_NOT_SUPPORTED),
+            _ => only(x, SMCCC_NOT_SUPPORTED),
         }
     }
 
-    /// An interrupt of the secure world's in the normal world: whether the SPMC takes it, with x0-x7.
-    pub fn interrupt(&mut self, x: &mut Registers) -> bool {
-        if self.spmc {
-            self.owed = Owed::Interrupt;
-            set(x, [ffa::INTERRUPT.into(), 0, 0, 0]);
-        }
-        self.spmc
+    /// An interrupt of the secure world's in the normal world: the SPMC takes it, with x0-x7.
+    pub fn interrupt(&mut self, x: &mut Registers) {
+        self.owed = Owed::Interrupt;
+        set(x, [ffa::INTERRUPT.into(), 0, 0, 0]);
     }
 
-    /// This core is to go off: whether the SPMC is asked first, with x0-x17.
-    pub fn off(&mut self, x: &mut Registers) -> bool {
-        if self.spmc {
-            self.owed = Owed::Off;
-            *x = [0; 18];
-            request(x, FRAMEWORK_PSCI, smccc::psci::PSCI_CPU_OFF.into());
-        }
-        self.spmc
+    /// This core is to go off: the SPMC is asked first, with x0-x17.
+    pub fn off(&mut self, x: &mut Registers) {
+        self.owed = Owed::Off;
+        *x = [0; 18];
+        request(x, FRAMEWORK_PSCI, smccc::psci::PSCI_CPU_OFF.into());
     }
 
     fn normal(&mut self, function: u32, x: &mut Registers) -> Step {
         match function {
-            ffa::VERSION if !self.spmc || x[1] & FRAMEWORK != 0 => {
-                set(x, [u64::from(ffa::error::NOT_SUPPORTED as u32), 0, 0, 0]);
-                Step::Back
-            }
-            _ if !self.spmc => refuse(x, ffa::error::NOT_SUPPORTED),
+            ffa::VERSION if x[1] & FRAMEWORK != 0 => answer(x, u64::from(ffa::error::NOT_SUPPORTED as u32)),
             ffa::VERSION => {
                 self.owed = Owed::Version;
                 request(x, FRAMEWORK_VERSION, x[1] & 0xffff_ffff);
@@ -146,46 +138,35 @@ impl Core {
             }
             ffa::ID_GET => succeed(x, 0),
             ffa::SPM_ID_GET => succeed(x, SPMC),
-            ffa::MSG_SEND_DIRECT_REQ_32 | ffa::MSG_SEND_DIRECT_REQ_64 | ffa::MSG_SEND_DIRECT_REQ2 => {
-                // Nobody in the normal world speaks for a secure endpoint, nor to the dispatcher.
-                if sender(x) & SECURE != 0 || receiver(x) >= SPMD_FIRST {
-                    return refuse(x, ffa::error::INVALID_PARAMETERS);
-                }
-                Step::Cross
+            // Nobody in the normal world speaks for a secure endpoint, nor to the dispatcher.
+            ffa::MSG_SEND_DIRECT_REQ_32 | ffa::MSG_SEND_DIRECT_REQ_64 | ffa::MSG_SEND_DIRECT_REQ2
+                if sender(x) & SECURE != 0 || receiver(x) >= SPMD_FIRST =>
+            {
+                refuse(x, ffa::error::INVALID_PARAMETERS)
             }
-            function if crosses(function) || only_normal(function) => Step::Cross,
-            _ => refuse(x, ffa::error::NOT_SUPPORTED),
+            // What only an SPMC or a partition says.
+            ffa::MSG_WAIT
+            | ffa::YIELD
+            | ffa::INTERRUPT
+            | NORMAL_WORLD_RESUME
+            | SECONDARY_EP_REGISTER
+            | ffa::CONSOLE_LOG_32
+            | ffa::CONSOLE_LOG_64 => refuse(x, ffa::error::NOT_SUPPORTED),
+            // The rest is for the SPMC to know.
+            _ => Step::Cross,
         }
     }
 
     fn secure(&mut self, function: u32, x: &mut Registers) -> Step {
         match function {
-            ffa::VERSION => {
-                set(x, [FFA_1_2, 0, 0, 0]);
-                Step::Back
-            }
-            ffa::FEATURES => {
-                x[0] = ffa::SUCCESS_32.into();
-                Step::Back
-            }
+            ffa::VERSION => answer(x, FFA_1_2),
+            ffa::FEATURES => only(x, ffa::SUCCESS_32.into()),
             ffa::ID_GET => succeed(x, SPMC),
             ffa::SPM_ID_GET => succeed(x, SPMD),
             SECONDARY_EP_REGISTER => Step::SecondaryEntry,
             _ if self.owed != Owed::Nothing => self.settle(function, x),
-            ffa::MSG_SEND_DIRECT_REQ_32 | ffa::MSG_SEND_DIRECT_REQ_64 | ffa::MSG_SEND_DIRECT_REQ2
-                if receiver(x) >= SPMD_FIRST =>
-            {
-                refuse(x, ffa::error::DENIED)
-            }
-            ffa::MSG_WAIT
-            | ffa::YIELD
-            | ffa::INTERRUPT
-            | ffa::MSG_SEND_DIRECT_REQ_32
-            | ffa::MSG_SEND_DIRECT_REQ_64
-            | ffa::MSG_SEND_DIRECT_REQ2 => Step::Cross,
             NORMAL_WORLD_RESUME => refuse(x, ffa::error::DENIED),
-            function if crosses(function) => Step::Cross,
-            _ => refuse(x, ffa::error::NOT_SUPPORTED),
+            _ => Step::Cross,
         }
     }
 
@@ -193,82 +174,21 @@ impl Core {
     fn settle(&mut self, function: u32, x: &mut Registers) -> Step {
         let is_answer = function == ffa::MSG_SEND_DIRECT_RESP_32 && sender(x) == SPMC && receiver(x) == SPMD;
         let step = match (self.owed, function) {
-            (Owed::Start, ffa::MSG_WAIT) => Step::Started(true),
-            (Owed::Start, ffa::ERROR) => Step::Started(false),
+            (Owed::Start, ffa::MSG_WAIT) => Step::Started,
+            (Owed::Start, ffa::ERROR) => Step::Failed,
             (Owed::Interrupt, NORMAL_WORLD_RESUME) => Step::Resume,
             (Owed::Version, _) if is_answer => {
                 let known = x[2] & 0xffff_ffff == FRAMEWORK_VERSION_ANSWER;
                 let version = if known { x[3] as u32 } else { ffa::error::NOT_SUPPORTED as u32 };
-                set(x, [version.into(), 0, 0, 0]);
+                answer(x, version.into());
                 Step::Cross
             }
             (Owed::Off, _) if is_answer => Step::Off,
             _ => return refuse(x, ffa::error::DENIED),
         };
         self.owed = Owed::Nothing;
-        if let Step::Started(spmc) = step {
-            self.spmc = spmc;
-        }
         step
     }
-}
-
-impl Default for Core {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Calls that either world makes of the other.
-fn crosses(function: u32) -> bool {
-    matches!(
-        function,
-        ffa::ERROR
-            | ffa::SUCCESS_32
-            | ffa::SUCCESS_64
-            | ffa::MSG_SEND_DIRECT_RESP_32
-            | ffa::MSG_SEND_DIRECT_RESP_64
-            | ffa::MSG_SEND_DIRECT_RESP2
-            | MSG_SEND
-            | ffa::MEM_DONATE_32
-            | ffa::MEM_DONATE_64
-            | ffa::MEM_LEND_32
-            | ffa::MEM_LEND_64
-            | ffa::MEM_SHARE_32
-            | ffa::MEM_SHARE_64
-            | ffa::MEM_RETRIEVE_REQ_32
-            | ffa::MEM_RETRIEVE_REQ_64
-            | ffa::MEM_RETRIEVE_RESP
-            | ffa::MEM_RELINQUISH
-            | ffa::MEM_RECLAIM
-            | ffa::MEM_FRAG_RX
-            | ffa::MEM_FRAG_TX
-    )
-}
-
-/// Calls that only the normal world makes.
-fn only_normal(function: u32) -> bool {
-    matches!(
-        function,
-        ffa::FEATURES
-            | ffa::RX_RELEASE
-            | ffa::RX_ACQUIRE
-            | ffa::RXTX_MAP_32
-            | ffa::RXTX_MAP_64
-            | ffa::RXTX_UNMAP
-            | ffa::PARTITION_INFO_GET
-            | ffa::PARTITION_INFO_GET_REGS
-            | ffa::NOTIFICATION_BITMAP_CREATE
-            | ffa::NOTIFICATION_BITMAP_DESTROY
-            | ffa::NOTIFICATION_BIND
-            | ffa::NOTIFICATION_UNBIND
-            | ffa::NOTIFICATION_SET
-            | ffa::NOTIFICATION_GET
-            | ffa::NOTIFICATION_INFO_GET_32
-            | ffa::NOTIFICATION_INFO_GET_64
-            | ffa::MSG_SEND2
-            | ffa::RUN
-    )
 }
 
 fn sender(x: &Registers) -> u64 {
@@ -289,8 +209,7 @@ fn refuse(x: &mut Registers, code: i32) -> Step {
     Step::Back
 }
 
-/// Answers success to this core's caller.
-pub fn succeed(x: &mut Registers, value: u64) -> Step {
+fn succeed(x: &mut Registers, value: u64) -> Step {
     set(x, [ffa::SUCCESS_32.into(), 0, value, 0]);
     Step::Back
 }
@@ -304,7 +223,14 @@ pub fn answer_secondary_entry(x: &mut Registers, taken: bool) {
     }
 }
 
+/// An answer in x0 alone, the rest zero.
 fn answer(x: &mut Registers, value: u64) -> Step {
+    set(x, [value, 0, 0, 0]);
+    Step::Back
+}
+
+/// An answer in x0 alone, the rest as it was.
+fn only(x: &mut Registers, value: u64) -> Step {
     x[0] = value;
     Step::Back
 }

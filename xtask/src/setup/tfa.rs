@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use firmware::flash;
-use monitor::fip::{BL2, BL31, BL32, Name, TB_FW_CONFIG, TOS_FW_CONFIG};
+use firmware::flash::{self, BL2, BL31, TB_FW_CONFIG, TOS_FW_CONFIG};
+use monitor::fip::{BL32, Name};
 
 use super::apt::{self, Apt, Source};
 use crate::failure::Failure;

@@ -4,23 +4,14 @@
 use super::sysreg::{mrs, msr};
 use monitor::spmd::World;
 
-/// What the CPU has of what is given to lower levels.
+/// What the CPU has of what is given to lower levels, beyond what every CPU with a secure EL2 has.
 #[derive(Clone, Copy)]
 pub struct Features {
-    /// AArch32 at EL1.
-    pub aarch32: bool,
-    /// FEAT_SVE.
-    pub sve: bool,
-    /// FEAT_RAS.
-    pub ras: bool,
+    sve: bool,
     /// FEAT_PAuth, any algorithm.
     pub pauth: bool,
-    /// FEAT_VHE.
-    pub vhe: bool,
     /// FEAT_FGT.
     pub fgt: bool,
-    /// FEAT_ECV with CNTPOFF_EL2.
-    pub ecv2: bool,
     /// FEAT_HCX.
     pub hcx: bool,
     /// FEAT_TCR2.
@@ -31,17 +22,12 @@ impl Features {
     /// Reads the ID registers of this core.
     pub fn probe() -> Self {
         let field = |register: u64, shift: u32| (register >> shift) & 0xf;
-        let (pfr0, isar1) = (mrs!("id_aa64pfr0_el1"), mrs!("id_aa64isar1_el1"));
-        let (mmfr0, mmfr1) = (mrs!("id_aa64mmfr0_el1"), mrs!("id_aa64mmfr1_el1"));
+        let isar1 = mrs!("id_aa64isar1_el1");
         Self {
-            aarch32: field(pfr0, 4) == 2,
-            sve: field(pfr0, 32) != 0,
-            ras: field(pfr0, 28) != 0,
+            sve: field(mrs!("id_aa64pfr0_el1"), 32) != 0,
             pauth: field(isar1, 4) | field(isar1, 8) | field(mrs!("s3_0_c0_c6_2"), 12) != 0,
-            vhe: field(mmfr1, 8) != 0,
-            fgt: field(mmfr0, 56) != 0,
-            ecv2: field(mmfr0, 60) >= 2,
-            hcx: field(mmfr1, 40) != 0,
+            fgt: field(mrs!("id_aa64mmfr0_el1"), 56) != 0,
+            hcx: field(mrs!("id_aa64mmfr1_el1"), 40) != 0,
             tcr2: field(mrs!("s3_0_c0_c7_3"), 0) != 0,
         }
     }
@@ -59,25 +45,15 @@ const SCR_APK: u64 = 1 << 16;
 const SCR_API: u64 = 1 << 17;
 const SCR_EEL2: u64 = 1 << 18;
 const SCR_FGTEN: u64 = 1 << 27;
-const SCR_ECVEN: u64 = 1 << 28;
 const SCR_HXEN: u64 = 1 << 38;
 const SCR_TCR2EN: u64 = 1 << 43;
 
 /// SCR_EL3 of a world. Interrupts of the secure world are FIQs in the normal world: they come here.
 fn scr(world: World, has: &Features) -> u64 {
-    let feature = |present: bool, bits: u64| if present { bits } else { 0 };
-    SCR_RES1
-        | SCR_HCE
-        | SCR_SIF
-        | SCR_RW
-        | SCR_ST
-        | SCR_EEL2
-        | feature(world == World::Normal, SCR_NS | SCR_FIQ)
-        | feature(has.pauth, SCR_APK | SCR_API)
-        | feature(has.fgt, SCR_FGTEN)
-        | feature(has.ecv2, SCR_ECVEN)
-        | feature(has.hcx, SCR_HXEN)
-        | feature(has.tcr2, SCR_TCR2EN)
+    let when = |present: bool, bits: u64| if present { bits } else { 0 };
+    let common = SCR_RES1 | SCR_HCE | SCR_SIF | SCR_RW | SCR_ST | SCR_EEL2;
+    let features = when(has.pauth, SCR_APK | SCR_API) | when(has.fgt, SCR_FGTEN) | when(has.hcx, SCR_HXEN);
+    common | features | when(has.tcr2, SCR_TCR2EN) | when(world == World::Normal, SCR_NS | SCR_FIQ)
 }
 
 // CPTR_EL3: SVE may be used, trace and activity monitors trap, SME does (its bit is 0).
@@ -123,13 +99,8 @@ pub fn undefined(elr: u64, spsr: u64) -> (u64, u64) {
     msr!("esr_el2", UNKNOWN_32_BIT);
     msr!("elr_el2", elr);
     msr!("spsr_el2", spsr);
-    // Vectors: current EL with SP_EL0, with its own, lower EL in AArch64, in AArch32.
-    let offset = match spsr & 0x1f {
-        0x8 => 0,
-        0x9 => 0x200,
-        0x10..=0x1f => 0x600,
-        _ => 0x400,
-    };
+    // Vectors: current EL with its own stack, or lower EL.
+    let offset = if spsr & 0xf == EL2H_MASKED & 0xf { 0x200 } else { 0x400 };
     (mrs!("vbar_el2").wrapping_add(offset), EL2H_MASKED)
 }
 
