@@ -56,6 +56,9 @@ unsafe extern "C" {
 #[unsafe(no_mangle)]
 extern "C" fn core_main(index: usize) -> ! {
     let has = Features::probe();
+    if mrs!("id_aa64pfr0_el1") >> 36 & 0xf == 0 {
+        fatal(format_args!("this CPU has no secure EL2: use another, for example cortex-a710"));
+    }
     el3::configure(&has);
     let is_first = !CORES.lock().is_booted();
     if is_first {
@@ -160,15 +163,13 @@ impl Cpu {
             Step::Back => caller,
             Step::Cross if caller == World::Normal => World::Secure,
             Step::Cross => World::Normal,
-            Step::Resume | Step::Started => return World::Normal,
-            Step::Failed => fatal(format_args!("the SPMC failed")),
+            Step::Resume => return World::Normal,
             Step::SecondaryEntry => {
                 let is_within = (SPMC_BASE as u64..SPMC_END as u64).contains(&x[1]) && x[1] & 3 == 0;
-                let taken = is_within
-                    && SECONDARY_ENTRY
-                        .compare_exchange(0, x[1], Ordering::Release, Ordering::Relaxed)
-                        .is_ok();
-                spmd::answer_secondary_entry(&mut x, taken);
+                let swap =
+                    |new| SECONDARY_ENTRY.compare_exchange(0, new, Ordering::Release, Ordering::Relaxed);
+                let is_taken = is_within && swap(x[1]).is_ok();
+                spmd::answer_secondary_entry(&mut x, is_taken);
                 caller
             }
             Step::Psci => self.psci(&mut x),

@@ -26,9 +26,8 @@ pub const SPMD: u64 = 0xffff;
 const SPMD_FIRST: u64 = 0xffc0;
 /// Secure endpoints have this bit.
 const SECURE: u64 = 0x8000;
-/// A framework message, in w2: PSCI, FFA_VERSION and its answer.
+/// A framework message, in w2: PSCI's as it is; FFA_VERSION and its answer.
 const FRAMEWORK: u64 = 1 << 31;
-const FRAMEWORK_PSCI: u64 = FRAMEWORK;
 const FRAMEWORK_VERSION: u64 = FRAMEWORK | 8;
 const FRAMEWORK_VERSION_ANSWER: u64 = FRAMEWORK | 9;
 /// A caller that has no live SVE state may say so in x0.
@@ -66,12 +65,8 @@ pub enum Step {
     Back,
     /// To the other world, with x0-x17.
     Cross,
-    /// To the normal world, where it stopped.
+    /// To the normal world, where it stopped or is to start.
     Resume,
-    /// The SPMC is up: the normal world starts.
-    Started,
-    /// The SPMC does not come up.
-    Failed,
     /// The SPMC's entry point on further cores, in x1.
     SecondaryEntry,
     /// A call of PSCI's.
@@ -125,7 +120,7 @@ impl Core {
     pub fn off(&mut self, x: &mut Registers) {
         self.owed = Owed::Off;
         *x = [0; 18];
-        request(x, FRAMEWORK_PSCI, smccc::psci::PSCI_CPU_OFF.into());
+        request(x, FRAMEWORK, smccc::psci::PSCI_CPU_OFF.into());
     }
 
     fn normal(&mut self, function: u32, x: &mut Registers) -> Step {
@@ -174,9 +169,7 @@ impl Core {
     fn settle(&mut self, function: u32, x: &mut Registers) -> Step {
         let is_answer = function == ffa::MSG_SEND_DIRECT_RESP_32 && sender(x) == SPMC && receiver(x) == SPMD;
         let step = match (self.owed, function) {
-            (Owed::Start, ffa::MSG_WAIT) => Step::Started,
-            (Owed::Start, ffa::ERROR) => Step::Failed,
-            (Owed::Interrupt, NORMAL_WORLD_RESUME) => Step::Resume,
+            (Owed::Start, ffa::MSG_WAIT) | (Owed::Interrupt, NORMAL_WORLD_RESUME) => Step::Resume,
             (Owed::Version, _) if is_answer => {
                 let known = x[2] & 0xffff_ffff == FRAMEWORK_VERSION_ANSWER;
                 let version = if known { x[3] as u32 } else { ffa::error::NOT_SUPPORTED as u32 };

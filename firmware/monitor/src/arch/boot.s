@@ -103,18 +103,3 @@ enter:
     eret
     dsb     nsh                     // no speculation past the return
     isb
-
-// enable_mmu(x0: root, x1: MAIR, x2: TCR, x3: SCTLR). Identity map: we go on at the same address.
-.global enable_mmu
-enable_mmu:
-    msr     ttbr0_el3, x0
-    msr     mair_el3, x1
-    msr     tcr_el3, x2
-    isb
-    tlbi    alle3
-    ic      iallu
-    dsb     nsh
-    isb
-    msr     sctlr_el3, x3
-    isb
-    ret

@@ -6,14 +6,8 @@ use super::el3::wait;
 
 /// The PL011 that only the secure world reaches.
 const UART: usize = 0x0904_0000;
-const FLAGS: usize = UART + 0x18;
-const CONTROL: usize = UART + 0x30;
-/// Enable, transmit, receive.
-const ENABLE: u32 = 1 | 1 << 8 | 1 << 9;
-const TRANSMIT_FULL: u32 = 1 << 5;
 /// The PL061 that only the secure world reaches: line 0 turns the machine off, line 1 resets it, as each rises.
 const GPIO: usize = 0x090b_0000;
-const GPIO_DIRECTION: usize = GPIO + 0x400;
 
 /// Reads a register.
 pub fn read(address: usize) -> u32 {
@@ -32,7 +26,7 @@ struct Uart;
 impl Write for Uart {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
         for byte in text.bytes() {
-            while read(FLAGS) & TRANSMIT_FULL != 0 {}
+            while read(UART + 0x18) & 1 << 5 != 0 {} // UARTFR: transmit FIFO full
             write(UART, byte.into());
         }
         Ok(())
@@ -41,7 +35,7 @@ impl Write for Uart {
 
 /// Writes a line to the trusted log.
 pub fn log(line: Arguments<'_>) {
-    write(CONTROL, ENABLE);
+    write(UART + 0x30, 1 | 1 << 8 | 1 << 9); // UARTCR: enable, transmit, receive
     let _ = writeln!(Uart, "monitor: {line}\r");
 }
 
@@ -50,7 +44,7 @@ pub fn end(reset: bool) -> ! {
     let line = if reset { 2 } else { 1 };
     // The data register's address says which lines are meant.
     let data = GPIO + (line << 2);
-    write(GPIO_DIRECTION, 3);
+    write(GPIO + 0x400, 3); // GPIODIR: outputs
     write(data, 0);
     write(data, line as u32);
     loop {

@@ -33,47 +33,28 @@ impl Features {
     }
 }
 
-// SCR_EL3 (Arm ARM D24.2.117).
+/// SCR_EL3: the normal world's registers.
 const SCR_NS: u64 = 1 << 0;
-const SCR_FIQ: u64 = 1 << 2;
-const SCR_RES1: u64 = 3 << 4;
-const SCR_HCE: u64 = 1 << 8;
-const SCR_SIF: u64 = 1 << 9;
-const SCR_RW: u64 = 1 << 10;
-const SCR_ST: u64 = 1 << 11;
-const SCR_APK: u64 = 1 << 16;
-const SCR_API: u64 = 1 << 17;
-const SCR_EEL2: u64 = 1 << 18;
-const SCR_FGTEN: u64 = 1 << 27;
-const SCR_HXEN: u64 = 1 << 38;
-const SCR_TCR2EN: u64 = 1 << 43;
 
-/// SCR_EL3 of a world. Interrupts of the secure world are FIQs in the normal world: they come here.
+/// SCR_EL3 of a world (Arm ARM D24.2.117). Interrupts of the secure world are FIQs in the normal world: they come here.
 fn scr(world: World, has: &Features) -> u64 {
     let when = |present: bool, bits: u64| if present { bits } else { 0 };
-    let common = SCR_RES1 | SCR_HCE | SCR_SIF | SCR_RW | SCR_ST | SCR_EEL2;
-    let features = when(has.pauth, SCR_APK | SCR_API) | when(has.fgt, SCR_FGTEN) | when(has.hcx, SCR_HXEN);
-    common | features | when(has.tcr2, SCR_TCR2EN) | when(world == World::Normal, SCR_NS | SCR_FIQ)
+    3 << 4 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 18 // RES1, HCE, SIF, RW, ST, EEL2
+        | when(world == World::Normal, SCR_NS | 1 << 2) // FIQ
+        | when(has.pauth, 3 << 16) // APK, API
+        | when(has.fgt, 1 << 27) // FGTEn
+        | when(has.hcx, 1 << 38) // HXEn
+        | when(has.tcr2, 1 << 43) // TCR2En
 }
-
-// CPTR_EL3: SVE may be used, trace and activity monitors trap, SME does (its bit is 0).
-const CPTR_EZ: u64 = 1 << 8;
-const CPTR_TTA: u64 = 1 << 20;
-const CPTR_TAM: u64 = 1 << 30;
-
-// MDCR_EL3: no AArch32 debug and no self-hosted debug in the secure world; cycles are not counted there nor here; sampling and
-// trace buffers are nobody's (NSPB and NSTB are 0), trace filters trap.
-const MDCR_SPD32: u64 = 2 << 14;
-const MDCR_SDD: u64 = 1 << 16;
-const MDCR_TTRF: u64 = 1 << 19;
-const MDCR_SCCD: u64 = 1 << 23;
-const MDCR_MCCD: u64 = 1 << 34;
 
 /// Configures this core, and makes it the secure world's.
 pub fn configure(has: &Features) {
     select(World::Secure, has);
-    msr!("cptr_el3", CPTR_EZ | CPTR_TTA | CPTR_TAM);
-    msr!("mdcr_el3", MDCR_SPD32 | MDCR_SDD | MDCR_TTRF | MDCR_SCCD | MDCR_MCCD);
+    // SVE may be used (EZ), trace and activity monitors trap (TTA, TAM), SME does (ESM is 0).
+    msr!("cptr_el3", 1 << 8 | 1 << 20 | 1 << 30);
+    // No AArch32 debug and no self-hosted debug in the secure world (SPD32, SDD); cycles are not counted there nor here (SCCD,
+    // MCCD); trace filters trap (TTRF); sampling and trace buffers are nobody's (NSPB and NSTB are 0).
+    msr!("mdcr_el3", 2 << 14 | 1 << 16 | 1 << 19 | 1 << 23 | 1 << 34);
     isb();
     if has.sve {
         msr!("s3_6_c1_c2_0", 0xf); // ZCR_EL3: every length

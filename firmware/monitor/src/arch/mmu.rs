@@ -3,7 +3,7 @@
 
 use core::cell::UnsafeCell;
 
-use super::sysreg::mrs;
+use super::sysreg::{mrs, msr};
 
 const BLOCK: u64 = 1;
 const TABLE: u64 = 3;
@@ -31,10 +31,6 @@ unsafe impl Sync for Table {}
 static LEVEL_1: Table = Table(UnsafeCell::new([0; 512]));
 static LEVEL_2: Table = Table(UnsafeCell::new([0; 512]));
 
-unsafe extern "C" {
-    fn enable_mmu(root: u64, mair: u64, tcr: u64, sctlr: u64);
-}
-
 /// Writes the tables.
 ///
 /// # Safety
@@ -56,10 +52,16 @@ pub unsafe fn build() {
     level_1[1] = 0x4000_0000 | MEMORY | NON_SECURE | NEVER;
 }
 
-/// Turns translation on.
+/// Turns translation on. Identity map: we go on at the same address.
 pub fn enable() {
+    msr!("mair_el3", MAIR);
+    msr!("tcr_el3", TCR);
+    msr!("ttbr0_el3", LEVEL_1.0.get() as u64);
+    let sctlr = SCTLR;
     // SAFETY: the tables map code, stacks and variables where they are.
-    unsafe { enable_mmu(LEVEL_1.0.get() as u64, MAIR, TCR, SCTLR) };
+    unsafe {
+        core::arch::asm!("isb", "tlbi alle3", "ic iallu", "dsb nsh", "isb", "msr sctlr_el3, {}", "isb", in(reg) sctlr);
+    }
 }
 
 /// Writes cached contents back to memory, for who reads it without caches.
