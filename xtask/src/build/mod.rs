@@ -73,8 +73,12 @@ impl Products {
 pub fn main(paths: &Paths, setup: &Setup) -> Result<()> {
     let start = Instant::now();
     let products = all(paths, setup, Variant::Shipped)?;
+    let mut chain = Products::default();
+    secure(paths, setup, Variant::Shipped, FirmwareName::Own, &mut chain)?;
     let parts = [
         ("hypervisor", &products.hypervisor),
+        ("guard", &chain.hypervisor),
+        ("firmware and SPMC", &chain.flash),
         ("partition", &products.guest),
         ("init", &products.init),
         ("flexserve", &products.flexserve),
