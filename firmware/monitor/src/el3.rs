@@ -91,7 +91,7 @@ extern "C" fn core_main(index: usize) -> ! {
 fn start(index: usize, has: Features, spmc: u64, (entry, argument): (u64, u64)) -> ! {
     let frames = [spmc, entry].map(|elr| Frame { x: [0; 31], elr, spsr: EL2H_MASKED });
     let banks = [Bank::new(), Bank::new()];
-    let mut cpu = Cpu { current: core::ptr::null_mut(), frames, banks, has, dispatcher: Core::new() };
+    let mut cpu = Cpu { current: core::ptr::null_mut(), frames, banks, has, dispatcher: Core::default() };
     cpu.frames[World::Secure as usize].x[4] = index as u64;
     cpu.frames[World::Normal as usize].x[0] = argument;
     cpu.banks[World::Secure as usize].restore(&cpu.has);

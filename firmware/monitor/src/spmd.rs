@@ -19,6 +19,8 @@ const SMCCC_1_2: u64 = 0x1_0002;
 const SMCCC_NOT_SUPPORTED: u64 = -1_i64 as u64;
 /// FF-A 1.2.
 const FFA_1_2: u64 = 0x1_0002;
+/// FFA_VERSION: not supported.
+const NO_VERSION: u64 = ffa::error::NOT_SUPPORTED as u32 as u64;
 /// The SPMC's endpoint.
 pub const SPMC: u64 = 0x8000;
 /// The dispatcher's endpoint, and the first that it keeps for itself.
@@ -44,12 +46,13 @@ pub enum World {
 }
 
 /// What the SPMC has to answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Owed {
+    /// That it is up on this core: FFA_MSG_WAIT.
+    #[default]
+    Start,
     /// Nothing.
     Nothing,
-    /// That it is up on this core: FFA_MSG_WAIT.
-    Start,
     /// Its version.
     Version,
     /// That this core may go off.
@@ -78,19 +81,13 @@ pub enum Step {
 /// x0-x17.
 pub type Registers = [u64; 18];
 
-/// The dispatcher on one core.
-#[derive(Clone, Debug)]
+/// The dispatcher on one core, which at first is about to enter the SPMC.
+#[derive(Clone, Debug, Default)]
 pub struct Core {
     owed: Owed,
 }
 
 impl Core {
-    /// A core that is about to enter the SPMC for the first time.
-    #[allow(clippy::new_without_default)]
-    pub const fn new() -> Self {
-        Self { owed: Owed::Start }
-    }
-
     /// Decides on an SMC.
     pub fn call(&mut self, caller: World, x: &mut Registers) -> Step {
         // The identifier is w0.
@@ -125,7 +122,7 @@ impl Core {
 
     fn normal(&mut self, function: u32, x: &mut Registers) -> Step {
         match function {
-            ffa::VERSION if x[1] & FRAMEWORK != 0 => answer(x, u64::from(ffa::error::NOT_SUPPORTED as u32)),
+            ffa::VERSION if x[1] & FRAMEWORK != 0 => set(x, [NO_VERSION, 0, 0, 0]),
             ffa::VERSION => {
                 self.owed = Owed::Version;
                 request(x, FRAMEWORK_VERSION, x[1] & 0xffff_ffff);
@@ -154,7 +151,7 @@ impl Core {
 
     fn secure(&mut self, function: u32, x: &mut Registers) -> Step {
         match function {
-            ffa::VERSION => answer(x, FFA_1_2),
+            ffa::VERSION => set(x, [FFA_1_2, 0, 0, 0]),
             ffa::FEATURES => only(x, ffa::SUCCESS_32.into()),
             ffa::ID_GET => succeed(x, SPMC),
             ffa::SPM_ID_GET => succeed(x, SPMD),
@@ -171,9 +168,8 @@ impl Core {
         let step = match (self.owed, function) {
             (Owed::Start, ffa::MSG_WAIT) | (Owed::Interrupt, NORMAL_WORLD_RESUME) => Step::Resume,
             (Owed::Version, _) if is_answer => {
-                let known = x[2] & 0xffff_ffff == FRAMEWORK_VERSION_ANSWER;
-                let version = if known { x[3] as u32 } else { ffa::error::NOT_SUPPORTED as u32 };
-                answer(x, version.into());
+                let is_version = x[2] & 0xffff_ffff == FRAMEWORK_VERSION_ANSWER;
+                set(x, [if is_version { x[3] & 0xffff_ffff } else { NO_VERSION }, 0, 0, 0]);
                 Step::Cross
             }
             (Owed::Off, _) if is_answer => Step::Off,
@@ -198,28 +194,20 @@ fn request(x: &mut Registers, message: u64, argument: u64) {
 }
 
 fn refuse(x: &mut Registers, code: i32) -> Step {
-    set(x, [ffa::ERROR.into(), 0, u64::from(code as u32), 0]);
-    Step::Back
+    set(x, [ffa::ERROR.into(), 0, u64::from(code as u32), 0])
 }
 
 fn succeed(x: &mut Registers, value: u64) -> Step {
-    set(x, [ffa::SUCCESS_32.into(), 0, value, 0]);
-    Step::Back
+    set(x, [ffa::SUCCESS_32.into(), 0, value, 0])
 }
 
 /// Answers the registration of an entry point.
-pub fn answer_secondary_entry(x: &mut Registers, taken: bool) {
-    if taken {
-        set(x, [ffa::SUCCESS_64.into(), 0, 0, 0]);
+pub fn answer_secondary_entry(x: &mut Registers, is_taken: bool) -> Step {
+    if is_taken {
+        set(x, [ffa::SUCCESS_64.into(), 0, 0, 0])
     } else {
-        refuse(x, ffa::error::INVALID_PARAMETERS);
+        refuse(x, ffa::error::INVALID_PARAMETERS)
     }
-}
-
-/// An answer in x0 alone, the rest zero.
-fn answer(x: &mut Registers, value: u64) -> Step {
-    set(x, [value, 0, 0, 0]);
-    Step::Back
 }
 
 /// An answer in x0 alone, the rest as it was.
@@ -229,9 +217,10 @@ fn only(x: &mut Registers, value: u64) -> Step {
 }
 
 /// Sets x0-x3, and x4-x7 to zero.
-fn set(x: &mut Registers, values: [u64; 4]) {
+fn set(x: &mut Registers, values: [u64; 4]) -> Step {
     x[..4].copy_from_slice(&values);
     x[4..8].fill(0);
+    Step::Back
 }
 
 #[cfg(test)]

@@ -33,8 +33,7 @@ core_entry:
     mov     x2, #{STACK_STRIDE}
     madd    x1, x0, x2, x1
     add     sp, x1, x2
-    adrp    x1, vectors
-    add     x1, x1, :lo12:vectors
+    adr     x1, vectors
     msr     vbar_el3, x1
     isb
     bl      core_main

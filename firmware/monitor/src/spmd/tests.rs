@@ -10,7 +10,7 @@ const SPMC_TO_SPMD: u64 = SPMC << 16 | SPMD;
 
 /// A core whose SPMC is up.
 fn running() -> Core {
-    let mut core = Core::new();
+    let mut core = Core::default();
     assert_eq!(core.call(World::Secure, &mut registers(ffa::MSG_WAIT, [0; 3])), Step::Resume);
     core
 }
@@ -35,7 +35,7 @@ fn refused(core: &mut Core, caller: World, function: u32, arguments: [u64; 3], c
 
 #[test]
 fn the_spmc_starts() {
-    let mut core = Core::new();
+    let mut core = Core::default();
     refused(&mut core, World::Secure, ffa::MSG_SEND_DIRECT_REQ_64, [SPMC << 16, 0, 0], DENIED);
     refused(&mut core, World::Secure, NORMAL_WORLD_RESUME, [0; 3], DENIED);
     for (function, value) in [(ffa::ID_GET, SPMC), (ffa::SPM_ID_GET, SPMD)] {
