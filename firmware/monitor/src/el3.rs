@@ -17,8 +17,6 @@ pub const MAX_CORES: usize = 8;
 /// Bytes of each core's stack; as in link.ld.
 pub const STACK_STRIDE: usize = 0x2000;
 
-/// A bank of flash ends here.
-const FLASH_END: usize = 64 << 20;
 /// Secure RAM of the SPMC.
 const SPMC_BASE: usize = 0x0e10_0000;
 const SPMC_END: usize = 0x0f00_0000;
@@ -102,8 +100,8 @@ fn start(index: usize, has: Features, spmc: u64, (entry, argument): (u64, u64)) 
 
 /// Copies the SPMC from flash to secure RAM.
 fn load_spmc() {
-    // SAFETY: flash, which nobody writes.
-    let package = unsafe { core::slice::from_raw_parts(fip::OFFSET as *const u8, FLASH_END - fip::OFFSET) };
+    // SAFETY: the first bank of flash, 64 MiB, which nobody writes.
+    let package = unsafe { core::slice::from_raw_parts(fip::OFFSET as *const u8, (64 << 20) - fip::OFFSET) };
     let Some(image) = fip::find(package, &fip::BL32).filter(|image| image.len() <= SPMC_END - SPMC_BASE)
     else {
         fatal(format_args!("no SPMC in flash"));
@@ -130,11 +128,10 @@ fn add_psci() -> usize {
 extern "C" fn lower_exception(cpu: &mut Cpu, vector: u64) {
     const SYNCHRONOUS: u64 = 8;
     const FIQ: u64 = 10;
-    const SMC: u64 = 0x17;
     let world = el3::selected();
     let frame = &mut cpu.frames[world as usize];
     let next = match vector {
-        SYNCHRONOUS if mrs!("esr_el3") >> 26 & 0x3f == SMC => cpu.smc(world),
+        SYNCHRONOUS if mrs!("esr_el3") >> 26 & 0x3f == 0x17 => cpu.smc(world), // EC: SMC
         SYNCHRONOUS => {
             (frame.elr, frame.spsr) = el3::undefined(frame.elr, frame.spsr);
             world
@@ -206,8 +203,8 @@ impl Cpu {
 /// A fault of our own.
 #[unsafe(no_mangle)]
 extern "C" fn own_exception() -> ! {
-    let (address, syndrome, fault) = (mrs!("elr_el3"), mrs!("esr_el3"), mrs!("far_el3"));
-    fatal(format_args!("exception at {address:#x}, syndrome {syndrome:#x}, fault address {fault:#x}"))
+    let (at, syndrome, fault) = (mrs!("elr_el3"), mrs!("esr_el3"), mrs!("far_el3"));
+    fatal(format_args!("exception at {at:#x}, syndrome {syndrome:#x}, fault address {fault:#x}"))
 }
 
 /// Writes a fault of our own down; the core stays where it is.

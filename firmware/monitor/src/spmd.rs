@@ -32,12 +32,9 @@ const SECURE: u64 = 0x8000;
 const FRAMEWORK: u64 = 1 << 31;
 const FRAMEWORK_VERSION: u64 = FRAMEWORK | 8;
 const FRAMEWORK_VERSION_ANSWER: u64 = FRAMEWORK | 9;
-/// A caller that has no live SVE state may say so in x0.
-const SVE_HINT: u32 = 1 << 16;
 
 /// Security state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
 pub enum World {
     /// The SPMC and its partitions.
     Secure,
@@ -92,12 +89,11 @@ impl Core {
     pub fn call(&mut self, caller: World, x: &mut Registers) -> Step {
         // The identifier is w0.
         x[0] &= 0xffff_ffff;
-        match x[0] as u32 & !SVE_HINT {
+        match x[0] as u32 {
             SMCCC_VERSION => only(x, SMCCC_1_2),
-            SMCCC_ARCH_FEATURES => match x[1] as u32 {
-                SMCCC_VERSION | SMCCC_ARCH_FEATURES => only(x, 0),
-                _ => only(x, SMCCC_NOT_SUPPORTED),
-            },
+            SMCCC_ARCH_FEATURES if [SMCCC_VERSION, SMCCC_ARCH_FEATURES].contains(&(x[1] as u32)) => {
+                only(x, 0)
+            }
             0x8400_0000..=0x8400_001f | 0xc400_0000..=0xc400_001f if caller == World::Normal => Step::Psci,
             function @ (0x8400_0060..=0x8400_00ff | 0xc400_0060..=0xc400_00ff) => match caller {
                 World::Secure => self.secure(function, x),

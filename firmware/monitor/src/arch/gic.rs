@@ -63,12 +63,9 @@ pub fn wake(core: usize) {
 
 /// Takes every secure interrupt that is pending on this core, and drops it.
 pub fn drop_pending() {
-    loop {
-        let id = mrs!("s3_0_c12_c12_0"); // ICC_IAR1_EL1
-        if id >= SPECIAL {
-            return;
-        }
-        msr!("s3_0_c12_c12_1", id); // ICC_EOIR1_EL1
+    // ICC_IAR1_EL1, ICC_EOIR1_EL1.
+    while let id @ ..SPECIAL = mrs!("s3_0_c12_c12_0") {
+        msr!("s3_0_c12_c12_1", id);
         isb();
     }
 }

@@ -6,7 +6,6 @@ use core::cell::UnsafeCell;
 use super::sysreg::{mrs, msr};
 
 const BLOCK: u64 = 1;
-const TABLE: u64 = 3;
 const DEVICE: u64 = 1 << 2; // attribute 1
 const NON_SECURE: u64 = 1 << 5;
 const RES1: u64 = 1 << 6;
@@ -48,7 +47,7 @@ pub unsafe fn build() {
             _ => 0,
         };
     }
-    level_1[0] = LEVEL_2.0.get() as u64 | TABLE;
+    level_1[0] = LEVEL_2.0.get() as u64 | 3; // a table
     level_1[1] = 0x4000_0000 | MEMORY | NON_SECURE | NEVER;
 }
 
@@ -57,10 +56,9 @@ pub fn enable() {
     msr!("mair_el3", MAIR);
     msr!("tcr_el3", TCR);
     msr!("ttbr0_el3", LEVEL_1.0.get() as u64);
-    let sctlr = SCTLR;
     // SAFETY: the tables map code, stacks and variables where they are.
     unsafe {
-        core::arch::asm!("isb", "tlbi alle3", "ic iallu", "dsb nsh", "isb", "msr sctlr_el3, {}", "isb", in(reg) sctlr);
+        core::arch::asm!("isb", "tlbi alle3", "ic iallu", "dsb nsh", "isb", "msr sctlr_el3, {}", "isb", in(reg) SCTLR);
     }
 }
 
