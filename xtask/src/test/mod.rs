@@ -93,12 +93,14 @@ fn list(paths: &Paths, suites: &[Suite], args: &TestArgs) {
         }
     }
     println!("  unit tests of the host crates (cargo test -- --list)");
-    let fixtures = parity::selected(paths, filter).unwrap_or_default();
+    let is_secure = args.deployment == Some(DeploymentName::SEl2);
+    let fixtures =
+        if is_secure { Default::default() } else { parity::selected(paths, filter).unwrap_or_default() };
     if !fixtures.is_empty() {
         println!("  {}::*, {} fixtures, about {} s", parity::SUITE, fixtures.len(), parity::SECONDS);
     }
     let (mut boots, mut seconds) = (0, 0);
-    let commands = commands::selected(filter, args.slow);
+    let commands = if is_secure { Default::default() } else { commands::selected(filter, args.slow) };
     if !commands.is_empty() {
         (boots, seconds) = (commands::BOOTS, commands::SECONDS);
         println!("{boots} boots of el2, about {seconds} s: the command line itself");
