@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::paths::Paths;
 
 /// What stays in `target/`: set-up's results, and the running xtask itself.
-const KEPT: &[&str] = &["apt", "kernel", "llama", "setup.json", "release"];
+const KEPT: &[&str] = &["apt", "kernel", "llama", "setup.json", "tf-a", "release"];
 
 /// Cleans.
 pub fn main(paths: &Paths) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
 
 /// Builds, runs and tests the whole system.
 #[derive(Debug, Parser)]
@@ -65,7 +66,8 @@ impl DeploymentName {
 }
 
 /// Firmware below the hypervisor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FirmwareName {
     /// The project's own, or none where none is needed.
     #[default]

@@ -7,9 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::cli::RunArgs;
 use crate::paths::Paths;
-
-/// Where QEMU's virt machine loads an arm64 Image.
-const LOAD_BASE: u64 = 0x4020_0000;
+use crate::vm::BUNDLE_BASE;
 
 /// Runs with the machine stopped.
 pub fn main(paths: &Paths, args: &RunArgs) -> Result<()> {
@@ -26,7 +24,7 @@ pub fn print_command(elf: &Path, port: u16) {
     eprintln!("gdb: the machine waits; in another terminal run (package gdb-multiarch):");
     // The image is linked at 0 and relocates itself to where QEMU loads it.
     eprintln!(
-        "  gdb-multiarch -ex 'set architecture aarch64' -ex 'add-symbol-file {} -o {LOAD_BASE:#x}' \
+        "  gdb-multiarch -ex 'set architecture aarch64' -ex 'add-symbol-file {} -o {BUNDLE_BASE:#x}' \
          -ex 'target remote 127.0.0.1:{port}'",
         elf.display()
     );

@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+use crate::cli::FirmwareName;
 use crate::failure::Failure;
 use crate::paths::Paths;
 
@@ -14,6 +15,9 @@ use crate::paths::Paths;
 pub enum Deployment {
     /// The hypervisor at EL2, in the bundle.
     El2,
+    /// The hypervisor at S-EL2 above firmware at EL3, its guard at EL2, in the bundle.
+    #[serde(rename = "s-el2")]
+    SEl2,
     /// Nobody: the same machine without the virtualization extensions, the baseline.
     BareEl1,
 }
@@ -29,6 +33,9 @@ pub struct Machine {
     pub description: String,
     /// Who runs the host.
     pub deployment: Deployment,
+    /// What runs at EL3, if anything does.
+    #[serde(default)]
+    pub firmware: FirmwareName,
     /// QEMU's `-machine`: type and options.
     pub machine: Vec<String>,
     /// QEMU's `-cpu`.
@@ -122,7 +129,8 @@ impl Machine {
         bare.deployment = Deployment::BareEl1;
         bare.name = format!("{}-bare", self.name);
         bare.npu = false;
-        bare.machine.retain(|option| !option.starts_with("virtualization="));
+        bare.machine
+            .retain(|option| !option.starts_with("virtualization=") && !option.starts_with("secure="));
         bare
     }
 }
@@ -191,5 +199,8 @@ mod tests {
         assert!(machine.apply(&Overrides { smp: Some(0), ..Overrides::default() }).is_err());
         assert!(machine.apply(&Overrides { cpu: Some("-bios".into()), ..Overrides::default() }).is_err());
         assert!(!machine.bare().machine.iter().any(|option| option.contains("virtualization")));
+        let secure = Machine::load(&Paths::discover().unwrap(), "s-el2").unwrap();
+        assert_eq!((secure.deployment, secure.firmware), (Deployment::SEl2, FirmwareName::Own));
+        assert!(!secure.bare().machine.iter().any(|option| option.contains("secure")));
     }
 }

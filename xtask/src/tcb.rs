@@ -1,5 +1,5 @@
-//! `cargo xtask tcb`: what must be trusted, counted. First-party lines in the dependency closure of each privileged binary,
-//! third-party beside.
+//! `cargo xtask tcb`: what must be trusted, counted. First-party lines in the dependency closure of each privileged binary, and
+//! in all of them together, each package once; third-party beside.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,8 +14,13 @@ use crate::paths::Paths;
 use crate::process;
 use crate::setup::toolchain::HYP_TARGET;
 
-/// Binaries that run at EL2 or above: package, where it runs, target.
-const BINARIES: &[(&str, &str, &str)] = &[("hyp", "EL2", HYP_TARGET)];
+/// Binaries that run at EL2 or above: package, binary, where it runs. All are for one target.
+const BINARIES: &[(&str, &str, &str)] = &[
+    ("hyp", "hyp", "EL2"),
+    ("hyp", "spmc", "S-EL2"),
+    ("hyp", "guard", "EL2"),
+    ("monitor", "monitor", "EL3"),
+];
 
 /// One package in a closure.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,79 +32,106 @@ struct Package {
     unsafe_count: usize,
 }
 
+/// Packages, counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Count {
+    first_party_lines: usize,
+    third_party_lines: usize,
+    unsafe_count: usize,
+    first_party: Vec<Package>,
+    third_party: Vec<Package>,
+}
+
+impl Count {
+    fn add(&mut self, package: Package, first_party: bool) {
+        if first_party {
+            self.first_party_lines += package.lines;
+            self.unsafe_count += package.unsafe_count;
+            self.first_party.push(package);
+        } else {
+            self.third_party_lines += package.lines;
+            self.third_party.push(package);
+        }
+    }
+
+    fn print(&self) {
+        for package in &self.first_party {
+            println!("  {:<24} {:>6} lines, {:>3} unsafe", package.name, package.lines, package.unsafe_count);
+        }
+        println!("third party: {} lines", self.third_party_lines);
+        for package in &self.third_party {
+            println!("  {:<24} {:>6} lines, {:>3} unsafe", package.name, package.lines, package.unsafe_count);
+        }
+    }
+}
+
 /// One binary.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Binary {
     name: String,
     level: String,
-    first_party_lines: usize,
-    third_party_lines: usize,
-    unsafe_count: usize,
     image_bytes: Option<u64>,
-    first_party: Vec<Package>,
-    third_party: Vec<Package>,
+    #[serde(flatten)]
+    count: Count,
 }
 
 /// Counts and prints.
 pub fn main(paths: &Paths, args: &TcbArgs) -> Result<()> {
-    let binaries: Vec<Binary> = BINARIES
-        .iter()
-        .map(|(name, level, target)| count(paths, name, level, target))
-        .collect::<Result<_>>()?;
+    let metadata = metadata(paths)?;
+    let mut binaries = Vec::new();
+    let mut all = BTreeMap::new();
+    for (package, name, level) in BINARIES {
+        let closure = closure(&metadata, package)?;
+        let roots = other_roots(&metadata, package, name);
+        let mut count = Count::default();
+        for (label, folder) in &closure {
+            count.add(count_package(label, folder, &roots)?, folder.starts_with(&paths.root));
+        }
+        let image = paths.target("aarch64").join(HYP_TARGET).join("release").join(format!("{name}.img"));
+        let image_bytes = fs::metadata(image).ok().map(|data| data.len());
+        binaries.push(Binary { name: (*name).into(), level: (*level).into(), image_bytes, count });
+        all.extend(closure);
+    }
+    let mut union = Count::default();
+    for (label, folder) in &all {
+        union.add(count_package(label, folder, &[])?, folder.starts_with(&paths.root));
+    }
     if args.json {
-        println!("{}", serde_json::json!({"schema": 1, "binaries": binaries}));
+        println!("{}", serde_json::json!({"schema": 1, "binaries": binaries, "union": union}));
         return Ok(());
     }
-    for binary in &binaries {
-        let image = binary.image_bytes.map_or("not built".to_owned(), |bytes| format!("{bytes} bytes"));
-        println!(
-            "{} at {}: {} first-party lines, image {image}",
-            binary.name, binary.level, binary.first_party_lines
-        );
-        for package in &binary.first_party {
-            println!("  {:<24} {:>6} lines, {:>3} unsafe", package.name, package.lines, package.unsafe_count);
-        }
-        println!("third party: {} lines", binary.third_party_lines);
-        for package in &binary.third_party {
-            println!("  {:<24} {:>6} lines, {:>3} unsafe", package.name, package.lines, package.unsafe_count);
-        }
+    for Binary { name, level, image_bytes, count } in &binaries {
+        let image = image_bytes.map_or("not built".to_owned(), |bytes| format!("{bytes} bytes"));
+        println!("{name} at {level}: {} first-party lines, image {image}", count.first_party_lines);
+        count.print();
     }
+    println!("all together, each package once: {} first-party lines", union.first_party_lines);
+    union.print();
     Ok(())
 }
 
-fn count(paths: &Paths, name: &str, level: &str, target: &str) -> Result<Binary> {
+fn metadata(paths: &Paths) -> Result<Value> {
     let mut command = process::command("cargo");
     command.current_dir(&paths.root);
-    command.args(["metadata", "--format-version", "1", "--filter-platform", target]);
-    let metadata: Value =
-        serde_json::from_str(&process::output(&mut command)?).context("output of cargo metadata")?;
-    let mut binary = Binary {
-        name: name.to_owned(),
-        level: level.to_owned(),
-        first_party_lines: 0,
-        third_party_lines: 0,
-        unsafe_count: 0,
-        image_bytes: fs::metadata(
-            paths.target("aarch64").join(target).join("release").join(format!("{name}.img")),
-        )
-        .ok()
-        .map(|data| data.len()),
-        first_party: Vec::new(),
-        third_party: Vec::new(),
-    };
-    for (package, folder) in closure(&metadata, name)? {
-        let (lines, unsafe_count) = count_folder(&folder.join("src"))?;
-        let first_party = folder.starts_with(&paths.root);
-        let list = if first_party { &mut binary.first_party } else { &mut binary.third_party };
-        list.push(Package { name: package, lines, unsafe_count });
-        if first_party {
-            binary.first_party_lines += lines;
-            binary.unsafe_count += unsafe_count;
-        } else {
-            binary.third_party_lines += lines;
-        }
-    }
-    Ok(binary)
+    command.args(["metadata", "--format-version", "1", "--filter-platform", HYP_TARGET]);
+    serde_json::from_str(&process::output(&mut command)?).context("output of cargo metadata")
+}
+
+/// The main files of a package's other binaries: what `binary` does not hold.
+fn other_roots(metadata: &Value, package: &str, binary: &str) -> Vec<PathBuf> {
+    let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    list(metadata, "packages")
+        .iter()
+        .filter(|entry| entry["name"] == package && entry["source"].is_null())
+        .flat_map(|entry| list(entry, "targets"))
+        .filter(|target| target["name"] != binary && list(target, "kind").iter().any(|kind| kind == "bin"))
+        .filter_map(|target| target["src_path"].as_str().map(PathBuf::from))
+        .collect()
+}
+
+fn count_package(label: &str, folder: &Path, without: &[PathBuf]) -> Result<Package> {
+    let (lines, unsafe_count) = count_folder(&folder.join("src"), without)?;
+    Ok(Package { name: label.to_owned(), lines, unsafe_count })
 }
 
 /// Every package whose code is linked into `root`: normal dependencies, without build scripts and procedural macros.
@@ -144,7 +176,7 @@ fn closure(metadata: &Value, root: &str) -> Result<BTreeMap<String, PathBuf>> {
     Ok(found)
 }
 
-fn count_folder(folder: &Path) -> Result<(usize, usize)> {
+fn count_folder(folder: &Path, without: &[PathBuf]) -> Result<(usize, usize)> {
     let mut total = (0, 0);
     let Ok(entries) = fs::read_dir(folder) else { return Ok(total) };
     for entry in entries {
@@ -152,10 +184,10 @@ fn count_folder(folder: &Path) -> Result<(usize, usize)> {
         // Test-only modules are declared by their folder's module, which the reader cannot see: named so by convention.
         let is_test =
             path.file_stem().is_some_and(|stem| stem == "tests" || stem == "test" || stem == "fake");
-        let counted = if is_test {
+        let counted = if is_test || without.contains(&path) {
             (0, 0)
         } else if path.is_dir() {
-            count_folder(&path)?
+            count_folder(&path, without)?
         } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "s") {
             let text =
                 fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -224,6 +256,16 @@ mod tests {
     fn only_code_counts() {
         let text = "//! Doc.\n\n/* a\n b */\nfn f() { // c\n    unsafe { g() } // unsafe {\n}\n#[cfg(test)]\nmod tests {\n    fn t() {\n    }\n}\nfn h() {}\n";
         assert_eq!(count_text(text), (4, 1));
+    }
+
+    #[test]
+    fn a_binary_is_counted_without_its_packages_others() {
+        let target = |name: &str, kind: &str| json!({"name": name, "kind": [kind], "src_path": format!("/p/{name}.rs")});
+        let metadata = json!({"packages": [
+            {"name": "p", "source": null, "targets": [target("p", "lib"), target("a", "bin"), target("b", "bin")]},
+            {"name": "q", "source": null, "targets": [target("c", "bin")]},
+        ]});
+        assert_eq!(other_roots(&metadata, "p", "a"), [PathBuf::from("/p/b.rs")]);
     }
 
     #[test]

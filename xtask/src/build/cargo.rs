@@ -21,10 +21,12 @@ pub struct Package {
     pub features: &'static [&'static str],
 }
 
-/// The hypervisor as shipped.
+/// The hypervisor as shipped: at EL2 `hyp`, at S-EL2 `spmc` with its `guard`.
 pub const HYP: Package = Package { name: "hyp", target: HYP_TARGET, features: &[] };
 /// The hypervisor with operations that a test may skip; never shipped.
 pub const HYP_KNOBS: Package = Package { name: "hyp", target: HYP_TARGET, features: &["fault-knobs"] };
+/// The firmware at EL3.
+pub const MONITOR: Package = Package { name: "monitor", target: HYP_TARGET, features: &[] };
 /// The partition.
 pub const GUEST: Package = Package { name: "guest-llm", target: GUEST_TARGET, features: &[] };
 /// The programs in the host.

@@ -9,11 +9,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use monitor::fip::BL32;
 
+use crate::cli::FirmwareName;
 use crate::failure::{Code, Failure};
+use crate::machine::{Deployment, Machine};
 use crate::paths::{Paths, write_whole};
 use crate::process;
 use crate::setup::Setup;
+use crate::setup::tfa::TfA;
 
 /// The model that runs when none is named.
 pub const DEFAULT_MODEL: &str = "tests/models/demo.gguf";
@@ -35,6 +39,8 @@ pub struct Products {
     pub hypervisor: Option<PathBuf>,
     /// Its ELF file, with symbols.
     pub hypervisor_elf: Option<PathBuf>,
+    /// Flash with firmware and SPMC. The hypervisor image above is the guard then.
+    pub flash: Option<PathBuf>,
     /// Partition image.
     pub guest: Option<PathBuf>,
     /// A partition that misbehaves on command, for tests.
@@ -67,8 +73,12 @@ impl Products {
 pub fn main(paths: &Paths, setup: &Setup) -> Result<()> {
     let start = Instant::now();
     let products = all(paths, setup, Variant::Shipped)?;
+    let mut chain = Products::default();
+    secure(paths, setup, Variant::Shipped, FirmwareName::Own, &mut chain)?;
     let parts = [
         ("hypervisor", &products.hypervisor),
+        ("guard", &chain.hypervisor),
+        ("firmware and SPMC", &chain.flash),
         ("partition", &products.guest),
         ("init", &products.init),
         ("flexserve", &products.flexserve),
@@ -97,23 +107,93 @@ pub fn hypervisor(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Prod
     let mut products = Products::default();
     if is_bare_metal(paths, "hyp") {
         eprintln!("build: hypervisor");
-        let package = if variant == Variant::Shipped { cargo::HYP } else { cargo::HYP_KNOBS };
-        let elf = cargo::build(paths, &setup.toolchain, &package)?.join(package.name);
+        let package = hypervisor_package(variant);
+        let elf = cargo::build(paths, &setup.toolchain, package)?.join(package.name);
         products.hypervisor = Some(flat(&elf)?);
         products.hypervisor_elf = Some(elf);
     }
     Ok(products)
 }
 
+fn hypervisor_package(variant: Variant) -> &'static cargo::Package {
+    match variant {
+        Variant::Shipped => &cargo::HYP,
+        Variant::FaultKnobs => &cargo::HYP_KNOBS,
+    }
+}
+
+/// Builds what runs below the host of the S-EL2 deployment: guard, SPMC and firmware.
+pub fn secure(
+    paths: &Paths,
+    setup: &Setup,
+    variant: Variant,
+    firmware: FirmwareName,
+    products: &mut Products,
+) -> Result<()> {
+    let tfa = (firmware == FirmwareName::TfA).then(|| TfA::ensure(paths)).transpose()?;
+    let _lock = paths.lock("build")?;
+    eprintln!("build: guard, SPMC and firmware");
+    let build = |package| cargo::build(paths, &setup.toolchain, package);
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let dir = build(hypervisor_package(variant))?;
+    let (guard, spmc) = (dir.join("guard"), dir.join("spmc"));
+    let image = read(&flat(&spmc)?)?;
+    let flash = match tfa {
+        Some(tfa) => tfa.flash(&image)?,
+        None => {
+            let monitor = build(&cargo::MONITOR)?.join(cargo::MONITOR.name);
+            firmware::flash::pack(&read(&flat(&monitor)?)?, &[(BL32, &image)])?
+        }
+    };
+    let path = spmc.with_extension(format!("{}.flash", firmware.as_str()));
+    if fs::read(&path).map_or(true, |old| old != flash) {
+        write_whole(&path, &flash)?;
+    }
+    products.flash = Some(path);
+    products.hypervisor = Some(flat(&guard)?);
+    products.hypervisor_elf = Some(guard);
+    Ok(())
+}
+
 /// Builds the model of the NPU for a machine that has one; none if it has none.
-pub fn npu(paths: &Paths, machine: &crate::machine::Machine) -> Result<Option<PathBuf>> {
+pub fn npu(paths: &Paths, machine: &Machine) -> Result<Option<PathBuf>> {
     let _lock = paths.lock("build")?;
     machine.npu.then(|| cargo::npu(paths)).transpose()
 }
 
-/// Builds every part that the checkout has.
+/// Builds what a machine needs: all of it, or for a foreign host kernel the hypervisor alone.
+pub fn machine(
+    paths: &Paths,
+    setup: &Setup,
+    variant: Variant,
+    machine: &Machine,
+    foreign: bool,
+) -> Result<Products> {
+    let mut products = match (foreign, machine.deployment) {
+        (true, Deployment::SEl2) => Products::default(),
+        (true, _) => hypervisor(paths, setup, variant)?,
+        (false, Deployment::SEl2) => {
+            let mut products = Products::default();
+            host(paths, setup, &mut products)?;
+            products
+        }
+        (false, _) => all(paths, setup, variant)?,
+    };
+    if machine.deployment == Deployment::SEl2 {
+        secure(paths, setup, variant, machine.firmware, &mut products)?;
+    }
+    Ok(products)
+}
+
+/// Builds every part that the EL2 deployment has.
 pub fn all(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
     let mut products = hypervisor(paths, setup, variant)?;
+    host(paths, setup, &mut products)?;
+    Ok(products)
+}
+
+/// Builds the partition and what the host has.
+fn host(paths: &Paths, setup: &Setup, products: &mut Products) -> Result<()> {
     let _lock = paths.lock("build")?;
     let toolchain = &setup.toolchain;
     let step = |what: &str| eprintln!("build: {what}");
@@ -131,7 +211,7 @@ pub fn all(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Products> {
     }
     products.module = kmod::build(paths, &setup.kernel, "host-shim/kmod", "flexserve")?;
     products.attack_module = kmod::build(paths, &setup.kernel, "tests/kmod", "flexserve_attack")?;
-    Ok(products)
+    Ok(())
 }
 
 /// Whether a package's program is bare-metal code yet.

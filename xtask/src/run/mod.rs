@@ -52,8 +52,7 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
     check(args)?;
     let setup = setup::ensure(paths)?;
     let custom = args.host_kernel.is_some();
-    let build = if custom { build::hypervisor } else { build::all };
-    let products = build(paths, &setup, Variant::Shipped)?;
+    let products = build::machine(paths, &setup, Variant::Shipped, &machine, custom)?;
     let (dir, _lock) = paths.state("run", "run")?;
     let (kernel, initrd) = match &args.host_kernel {
         Some(kernel) => {
@@ -65,7 +64,7 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
     let bundle = bundle(&products, &kernel, &initrd, &machine, &dir)?;
     let launch = Launch {
         machine: &machine,
-        boot: Boot::Bundle(bundle.clone()),
+        boot: boot(&products, bundle.clone()),
         dir: &dir,
         gdb_port,
         npu: build::npu(paths, &machine)?,
@@ -96,13 +95,14 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
 
 /// The machine definition with the command line's changes.
 pub fn machine(paths: &Paths, args: &RunArgs) -> Result<Machine> {
-    if args.deployment != DeploymentName::El2 || args.firmware != FirmwareName::Own {
+    if args.deployment == DeploymentName::El2 && args.firmware == FirmwareName::TfA {
         return Err(Failure::usage(
-            "only --deployment el2 --firmware own exists in this version",
-            "leave both options out",
+            "--deployment el2 has no firmware below the hypervisor",
+            "add --deployment s-el2, or leave --firmware out",
         ));
     }
     let mut machine = Machine::load(paths, args.deployment.as_str())?;
+    machine.firmware = args.firmware;
     machine.apply(&Overrides {
         cpu: args.cpu.clone(),
         smp: args.smp,
@@ -235,6 +235,14 @@ pub fn bundle(
     let path = dir.join("bundle.img");
     fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
+}
+
+/// What boots a bundle: it alone, or the flash below it.
+pub fn boot(products: &Products, bundle: PathBuf) -> Boot {
+    match &products.flash {
+        Some(flash) => Boot::Firmware { flash: flash.clone(), bundle },
+        None => Boot::Bundle(bundle),
+    }
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>> {

@@ -4,6 +4,7 @@
 pub mod apt;
 pub mod kernel;
 pub mod llama;
+pub mod tfa;
 pub mod toolchain;
 
 use std::fs;

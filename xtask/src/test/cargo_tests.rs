@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::verdict::{Outcome, Verdicts};
-use crate::build::cargo::{self, GUEST, HOST, HYP, Package};
+use crate::build::cargo::{self, GUEST, HOST, HYP, MONITOR, Package};
 use crate::paths::Paths;
 use crate::process;
 use crate::setup::Setup;
@@ -26,7 +26,7 @@ fn checks(paths: &Paths, setup: Option<&Setup>) -> Vec<(String, Command)> {
     let mut checks =
         vec![("format".to_owned(), cargo(&["fmt", "--all", "--check"])), ("clippy".to_owned(), clippy)];
     let Some(setup) = setup else { return checks };
-    for package in [HYP, GUEST, HOST] {
+    for package in [HYP, MONITOR, GUEST, HOST] {
         if !has_sources(paths, &package) {
             continue;
         }
@@ -39,7 +39,11 @@ fn checks(paths: &Paths, setup: Option<&Setup>) -> Vec<(String, Command)> {
 
 /// Whether a package has more than its first empty program.
 fn has_sources(paths: &Paths, package: &Package) -> bool {
-    let folder = if package.name == HOST.name { "host-shim" } else { package.name };
+    let folder = match package.name {
+        name if name == HOST.name => "host-shim",
+        name if name == MONITOR.name => "firmware/monitor",
+        name => name,
+    };
     let main = std::fs::read_to_string(paths.at(folder).join("src/main.rs")).unwrap_or_default();
     !main.contains("fn main() {}")
 }

@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::cli::{DeploymentName, TestArgs};
+use crate::machine::{Deployment, Machine};
 use crate::parity;
 use crate::paths::Paths;
 use crate::setup;
@@ -72,8 +73,12 @@ pub fn main(paths: &Paths, args: &TestArgs) -> Result<ExitCode> {
 fn suites(paths: &Paths, args: &TestArgs) -> Result<Vec<Suite>> {
     let mut suites = Suite::load_all(paths)?;
     suites.retain(|suite| args.slow || !suite.slow);
-    if args.deployment == Some(DeploymentName::SEl2) {
-        suites.clear();
+    if let Some(name) = args.deployment {
+        let is_secure =
+            |suite: &Suite| Machine::load(paths, &suite.machine).map(|m| m.deployment == Deployment::SEl2);
+        let secure = suites.iter().map(is_secure).collect::<Result<Vec<_>>>()?;
+        let mut secure = secure.into_iter();
+        suites.retain(|_| secure.next() == Some(name == DeploymentName::SEl2));
     }
     Ok(suites)
 }
@@ -88,12 +93,14 @@ fn list(paths: &Paths, suites: &[Suite], args: &TestArgs) {
         }
     }
     println!("  unit tests of the host crates (cargo test -- --list)");
-    let fixtures = parity::selected(paths, filter).unwrap_or_default();
+    let is_secure = args.deployment == Some(DeploymentName::SEl2);
+    let fixtures =
+        if is_secure { Default::default() } else { parity::selected(paths, filter).unwrap_or_default() };
     if !fixtures.is_empty() {
         println!("  {}::*, {} fixtures, about {} s", parity::SUITE, fixtures.len(), parity::SECONDS);
     }
     let (mut boots, mut seconds) = (0, 0);
-    let commands = commands::selected(filter, args.slow);
+    let commands = if is_secure { Default::default() } else { commands::selected(filter, args.slow) };
     if !commands.is_empty() {
         (boots, seconds) = (commands::BOOTS, commands::SECONDS);
         println!("{boots} boots of el2, about {seconds} s: the command line itself");

@@ -66,6 +66,26 @@ pub struct Suite {
     pub append: String,
     /// Every test; one that does not report fails.
     pub tests: Vec<String>,
+    /// The same suite in the S-EL2 deployment, as `s-el2-NAME`.
+    #[serde(default)]
+    pub s_el2: Option<Secure>,
+}
+
+/// What is different for a suite in the S-EL2 deployment.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Secure {
+    /// The machine.
+    pub machine: String,
+    /// `CPU-SMP` that it runs on, if the suite has several; the first without `--slow`.
+    #[serde(default)]
+    pub on: Vec<String>,
+    /// Runs only with `--slow`.
+    #[serde(default)]
+    pub slow: bool,
+    /// Tests that cannot pass there.
+    #[serde(default)]
+    pub leave_out: Vec<String>,
 }
 
 impl Suite {
@@ -94,8 +114,38 @@ impl Suite {
             .map(|suites| suites.concat())
     }
 
+    /// The suite in each deployment, on each of its CPUs.
+    fn expanded(mut self) -> Result<Vec<Self>> {
+        let Some(secure) = self.s_el2.take() else { return self.on_its_cpus() };
+        let mut same = Self {
+            name: format!("s-el2-{}", self.name),
+            machine: secure.machine,
+            slow: self.slow || secure.slow,
+            ..self.clone()
+        };
+        for test in &secure.leave_out {
+            anyhow::ensure!(
+                self.tests.contains(test),
+                "{}: leaves out {test}, which it does not have",
+                same.name
+            );
+        }
+        same.tests.retain(|test| !secure.leave_out.contains(test));
+        let mut suites = same.on_its_cpus()?;
+        if !secure.on.is_empty() {
+            let pair = |suite: &Self| secure.on.iter().position(|on| suite.name.ends_with(&format!("-{on}")));
+            suites.retain(|suite| pair(suite).is_some());
+            anyhow::ensure!(suites.len() == secure.on.len(), "{}: a CPU that it does not have", self.name);
+            for suite in &mut suites {
+                suite.slow = secure.slow || pair(suite) != Some(0);
+            }
+        }
+        suites.extend(self.on_its_cpus()?);
+        Ok(suites)
+    }
+
     /// The suite on each of its CPUs.
-    fn expanded(self) -> Result<Vec<Self>> {
+    fn on_its_cpus(self) -> Result<Vec<Self>> {
         anyhow::ensure!(self.cpus.is_empty() == self.smp.is_empty(), "{}: cpus without smp", self.name);
         if self.cpus.is_empty() {
             return Ok(vec![self]);
@@ -116,6 +166,12 @@ impl Suite {
         let known = |pair: &String| suites.iter().any(|suite| suite.name == format!("{}-{pair}", self.name));
         anyhow::ensure!(self.quick.iter().all(known), "{}: quick names a pair that is none", self.name);
         Ok(suites)
+    }
+
+    /// A suite of the S-EL2 deployment under the name that it has at EL2; none if it is not of that deployment.
+    pub fn secure_as_el2(mut self) -> Option<Self> {
+        self.name = self.name.strip_prefix("s-el2-")?.to_owned();
+        Some(self)
     }
 
     /// The CPUs that it runs on, if not the machine's own.
@@ -170,7 +226,6 @@ fn run_machine(
     tests: &[String],
     verdicts: &mut Verdicts,
 ) -> Result<()> {
-    let products = build::all(paths, setup, suite.variant())?;
     let mut machine = Machine::load(paths, &suite.machine)?;
     machine.apply(&suite.overrides())?;
     machine.machine.extend(suite.options.get(&machine.cpu).into_iter().flatten().cloned());
@@ -180,6 +235,7 @@ fn run_machine(
     if suite.bare {
         machine = machine.bare();
     }
+    let products = build::machine(paths, setup, suite.variant(), &machine, false)?;
     let (dir, _lock) = paths.state("test", &suite.name)?;
     let initrd = initrd(paths, setup, &products, suite, tests)?;
     let kernel = paths.at(&setup.kernel.image);
@@ -189,9 +245,10 @@ fn run_machine(
             fs::write(&path, initrd).with_context(|| format!("cannot write {}", path.display()))?;
             Boot::Bare { kernel, initrd: path }
         }
-        Deployment::El2 => {
+        Deployment::El2 | Deployment::SEl2 => {
             let kernel = fs::read(&kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
-            Boot::Bundle(crate::run::bundle(&products, &kernel, &initrd, &machine, &dir)?)
+            let bundle = crate::run::bundle(&products, &kernel, &initrd, &machine, &dir)?;
+            crate::run::boot(&products, bundle)
         }
     };
     let npu = build::npu(paths, &machine)?;
@@ -327,6 +384,13 @@ mod tests {
         assert_eq!((one.overrides().cpu.as_deref(), one.overrides().smp), (Some("cortex-a710"), Some(4)));
         let mut wrong = (*one).clone();
         wrong.quick = vec!["other-1".into()];
+        assert!(wrong.expanded().is_err());
+        let secure = suites.iter().find(|suite| suite.name == "s-el2-matrix-max-4").unwrap();
+        assert_eq!((secure.machine.as_str(), secure.slow), ("s-el2", false));
+        assert!(!suites.iter().any(|suite| suite.name.starts_with("s-el2-matrix-neoverse")));
+        let mut wrong = (*one).clone();
+        let leave_out = vec!["none".to_owned()];
+        wrong.s_el2 = Some(Secure { machine: "s-el2".into(), on: Vec::new(), slow: false, leave_out });
         assert!(wrong.expanded().is_err());
     }
 

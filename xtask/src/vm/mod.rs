@@ -28,11 +28,21 @@ use starvation::Starvation;
 /// Emulated machines are slow, so there is no limit on the whole run.
 pub const SILENCE: Duration = Duration::from_secs(60);
 
+/// Where the bundle lies in RAM, with firmware or without.
+pub const BUNDLE_BASE: u64 = 0x4020_0000;
+
 /// What the machine boots.
 #[derive(Clone, Debug)]
 pub enum Boot {
     /// A boot bundle, entered at EL2.
     Bundle(PathBuf),
+    /// Flash, entered at EL3, and the bundle that it enters at EL2.
+    Firmware {
+        /// Firmware and SPMC.
+        flash: PathBuf,
+        /// Boot bundle.
+        bundle: PathBuf,
+    },
     /// A kernel and initrd, loaded by QEMU.
     Bare {
         /// arm64 Image.
@@ -133,6 +143,11 @@ pub fn arguments(launch: &Launch<'_>) -> Vec<String> {
     add("-qmp", "unix:qmp.sock,server=on,wait=off".into());
     match &launch.boot {
         Boot::Bundle(path) => add("-kernel", path.display().to_string()),
+        Boot::Firmware { flash, bundle } => {
+            add("-bios", flash.display().to_string());
+            let place = format!("addr={BUNDLE_BASE:#x},force-raw=on");
+            add("-device", format!("loader,file={},{place}", bundle.display()));
+        }
         Boot::Bare { kernel, initrd } => {
             add("-kernel", kernel.display().to_string());
             add("-initrd", initrd.display().to_string());
