@@ -1,9 +1,9 @@
 //! Where things lie in the partition, and the manifest that says so.
 
+use guest_abi::session::SESSION_PAGES;
+use guest_abi::virtio::VIRTIO_PAGES;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{self, MAX_REGIONS, Manifest, Region, access, kind, layout};
-use hyp_abi::session::SESSION_PAGES;
-use hyp_abi::virtio::VIRTIO_PAGES;
 
 /// Bytes of each of the three windows of the image: code, read-only data, data with the stack. `link.ld` says the same.
 pub const WINDOW_SIZE: u64 = 4 << 20;

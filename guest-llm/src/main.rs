@@ -8,6 +8,8 @@ mod image {
 
     use alloc::boxed::Box;
     use flexserve_engine::{Offload, Parallel};
+    use guest_abi::session::EXIT_NO_MEMORY;
+    use guest_abi::virtio::{SLOT_STREAM, STREAM_PORT};
     use guest_llm::layout::VCPU_COUNT;
     use guest_llm::memory::{Host, SharedPool};
     use guest_llm::npu::device::{Broker, Npu, Partition};
@@ -15,8 +17,6 @@ mod image {
     use guest_llm::virtio::frames::Frames;
     use guest_llm::virtio::stream::Stream;
     use guest_llm::{arch, ffa, memory, vcpu};
-    use hyp_abi::session::EXIT_NO_MEMORY;
-    use hyp_abi::virtio::{SLOT_STREAM, STREAM_PORT};
 
     guest_llm::partition!(*b"guest-llm\0\0\0\0\0\0\0", main, vcpu::serve);
 

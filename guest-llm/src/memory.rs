@@ -3,11 +3,11 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+use guest_abi::session::{SESSION_PAGES, Session};
+use guest_abi::virtio::{Page, Region, VIRTIO_PAGES};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error;
 use hyp_abi::manifest::{kind, layout};
-use hyp_abi::session::{SESSION_PAGES, Session};
-use hyp_abi::virtio::{Page, Region, VIRTIO_PAGES};
 
 use crate::ffa::{self, Status};
 use crate::layout::{HEAP_MAX, MODEL_MAX, region};

@@ -10,12 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
+use guest_abi::session::{Channel, MAX_FRAME, RING_SIZE, RingError, SESSION_PAGES};
+use guest_abi::virtio::VIRTIO_PAGES;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{MEASURE_LABEL, Manifest, kind};
 use hyp_abi::service::MEASUREMENT_SIZE;
-use hyp_abi::session::{Channel, MAX_FRAME, RING_SIZE, RingError, SESSION_PAGES};
 use hyp_abi::stats::{PartitionStats, SystemStats, state};
-use hyp_abi::virtio::VIRTIO_PAGES;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use sha2::{Digest, Sha384};

@@ -2,7 +2,7 @@
 //! agree; the file is hostile to both.
 
 use flexserve_engine::{KvFormat, Limits, Model, Session, SessionConfig, SessionMemory};
-use hyp_abi::session::MAX_FRAME;
+use guest_abi::session::MAX_FRAME;
 
 use crate::error::{Code, Error, Result};
 

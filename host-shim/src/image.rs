@@ -208,8 +208,8 @@ fn lay_out(manifest: &Manifest, segments: &[(u64, u64, &[u8])]) -> Result<Vec<Pa
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use guest_abi::virtio::VIRTIO_PAGES;
     use hyp_abi::manifest::layout;
-    use hyp_abi::virtio::VIRTIO_PAGES;
 
     /// The layout of the project's own image.
     pub fn manifest() -> Manifest {

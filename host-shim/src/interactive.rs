@@ -239,8 +239,8 @@ mod tests {
     use crate::load::Load;
     use crate::machine::Exit;
     use crate::vmm::{Options, with_partition};
+    use guest_abi::session::{Done, Failure, Parts, READY_CHAT, Ready, failure, frame, parse_request};
     use hyp_abi::manifest::layout;
-    use hyp_abi::session::{Done, Failure, Parts, READY_CHAT, Ready, failure, frame, parse_request};
     use std::sync::mpsc::channel;
     use zerocopy::IntoBytes;
 

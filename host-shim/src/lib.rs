@@ -2,7 +2,7 @@
 //! runs its vCPUs, emulates its virtio devices, and speaks to it over the stream of one of them.
 //!
 //! The host is not trusted by the partition, and a partition is not trusted by the host: whatever comes out of the
-//! shared pages is bounds-checked by [`virtio`] and [`hyp_abi::session`], must be UTF-8, and is shown as text only.
+//! shared pages is bounds-checked by [`virtio`] and [`guest_abi::session`], must be UTF-8, and is shown as text only.
 //!
 //! Dependencies point downwards: programs (`src/bin`) -> [`cli`], [`job`], [`output`], [`interactive`] -> [`vmm`] -> [`session`], [`load`],
 //! [`image`], [`measure`], [`heap`] -> [`machine`]. [`device`] is the machine of the kernel module, with [`virtio`] below it; tests use a fake one.

@@ -5,10 +5,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use guest_abi::virtio::VIRTIO_PAGES;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{Region, kind, layout};
 use hyp_abi::service::{MEASUREMENT_SIZE, STEP_PAGES};
-use hyp_abi::virtio::VIRTIO_PAGES;
 
 use crate::error::{Code, Error, Result};
 use crate::events::Event;

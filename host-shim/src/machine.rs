@@ -1,8 +1,8 @@
 //! What the VMM needs of a partition: the calls of the kernel module, as a trait, so that the VMM is tested against a
 //! fake hypervisor. [`crate::device::Device`] is the real one.
 
+use guest_abi::session::{Channel, RingError};
 use hyp_abi::service::MEASUREMENT_SIZE;
-use hyp_abi::session::{Channel, RingError};
 use hyp_abi::stats::{PartitionStats, SystemStats};
 use nix::errno::Errno;
 

@@ -1,7 +1,7 @@
 //! What a request asks of a partition.
 
 use flexserve_engine::{Grammar, KvFormat, Sampling};
-use hyp_abi::session::{self, MAX_FRAME, SCHEMA_BYTES_MAX, STOP_COUNT_MAX, SYSTEM_BYTES_MAX};
+use guest_abi::session::{self, MAX_FRAME, SCHEMA_BYTES_MAX, STOP_COUNT_MAX, SYSTEM_BYTES_MAX};
 use zerocopy::IntoBytes;
 
 use crate::error::{Error, Result};
@@ -167,7 +167,7 @@ impl Request {
 mod tests {
     use super::*;
     use crate::error::Code;
-    use hyp_abi::session::parse_request;
+    use guest_abi::session::parse_request;
 
     #[test]
     fn the_partition_reads_what_was_asked() {

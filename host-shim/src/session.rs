@@ -7,9 +7,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 
+use guest_abi::session::{self, Channel, Done, Failure, MAX_FRAME, Ready, RingError, frame};
+use guest_abi::virtio::VIRTIO_PAGES;
 use hyp_abi::service::crash;
-use hyp_abi::session::{self, Channel, Done, Failure, MAX_FRAME, Ready, RingError, frame};
-use hyp_abi::virtio::VIRTIO_PAGES;
 use zerocopy::FromBytes;
 
 use crate::error::{Code, Error, Result};
@@ -312,8 +312,8 @@ pub fn interrupted() -> Error {
 mod tests {
     use super::*;
     use crate::fake::{Fake, Script};
+    use guest_abi::session::{RING_SIZE, failure};
     use hyp_abi::service::run_exit;
-    use hyp_abi::session::{RING_SIZE, failure};
     use std::sync::mpsc::channel;
     use zerocopy::IntoBytes;
 

@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
+use guest_abi::session::READY_CHAT;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{kind, layout};
 use hyp_abi::service::{MEASUREMENT_SIZE, STEP_PAGES};
-use hyp_abi::session::READY_CHAT;
 
 use crate::error::{Code, Error, Result};
 use crate::events::Event;
@@ -367,9 +367,9 @@ mod tests {
     use crate::machine::Exit;
     use flexserve_engine::KvFormat;
     use flexserve_engine::Sampling;
-    use hyp_abi::session::MAX_FRAME;
-    use hyp_abi::session::{Done, Failure, Ready, failure, frame};
-    use hyp_abi::virtio::VIRTIO_PAGES;
+    use guest_abi::session::MAX_FRAME;
+    use guest_abi::session::{Done, Failure, Ready, failure, frame};
+    use guest_abi::virtio::VIRTIO_PAGES;
     use nix::errno::Errno;
     use zerocopy::IntoBytes;
 

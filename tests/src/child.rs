@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use flexserve::device::Device;
 use flexserve::image::Image;
 use flexserve::machine::{Contents, Exit, Machine, Measured};
+use guest_abi::session::probe::{self, Command as Act, PATTERN_SIZE, Report};
+use guest_abi::session::{MAX_FRAME, SESSION_PAGES};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::layout;
-use hyp_abi::session::probe::{self, Command as Act, PATTERN_SIZE, Report};
-use hyp_abi::session::{MAX_FRAME, SESSION_PAGES};
 use nix::sys::signal::Signal;
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flexserve::image::Image;
-use hyp_abi::session::probe;
+use guest_abi::session::probe;
 use serde_json::json;
 
 use crate::host::{Host, open_attack_module};

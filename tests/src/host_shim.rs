@@ -12,8 +12,8 @@ use flexserve::error::Error;
 use flexserve::image::Image;
 use flexserve::machine::{Contents, Machine, Measured};
 use flexserve::{DEVICE_PATH, IMAGE_PATH};
+use guest_abi::virtio::VIRTIO_PAGES;
 use hyp_abi::manifest::layout;
-use hyp_abi::virtio::VIRTIO_PAGES;
 use serde_json::Value;
 
 use crate::host::{load_product_module, unload_product_module};

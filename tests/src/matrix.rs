@@ -5,8 +5,8 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use flexserve::image::Image;
+use guest_abi::session::probe::{self, REGISTERS};
 use hyp_abi::service::crash;
-use hyp_abi::session::probe::{self, REGISTERS};
 use nix::sys::signal::Signal;
 
 use crate::attack::{self, Outcome, Scene};

@@ -5,10 +5,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use flexserve::error::status_name;
 use flexserve::image::Image;
+use guest_abi::session::probe;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::{self, MessageHeader};
 use hyp_abi::manifest::layout;
-use hyp_abi::session::probe;
 use serde_json::json;
 use zerocopy::{FromBytes, IntoBytes};
 

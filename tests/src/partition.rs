@@ -8,13 +8,13 @@ use flexserve::image::Image;
 use flexserve::machine::Line;
 use flexserve::virtio::Devices;
 use flexserve::virtio::wire::Wire;
+use guest_abi::session::probe::{self, Command, Report};
+use guest_abi::session::{Channel, MAX_FRAME, Request, SESSION_PAGES, frame};
+use guest_abi::virtio::VIRTIO_PAGES;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::{self, error};
 use hyp_abi::manifest::layout;
 use hyp_abi::service::{PageRange, STEP_PAGES, op, run_exit};
-use hyp_abi::session::probe::{self, Command, Report};
-use hyp_abi::session::{Channel, MAX_FRAME, Request, SESSION_PAGES, frame};
-use hyp_abi::virtio::VIRTIO_PAGES;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::host::{Host, Reply};

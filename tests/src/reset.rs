@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use flexserve::image::Image;
-use hyp_abi::session::probe;
+use guest_abi::session::probe;
 use serde_json::json;
 
 use crate::attack::without_name;

@@ -4,7 +4,7 @@
 //! whatever leaked from them, but nothing of the suite's own.
 
 use anyhow::{Context, Result, bail};
-use hyp_abi::session::probe::PATTERN_SIZE;
+use guest_abi::session::probe::PATTERN_SIZE;
 use serde_json::json;
 
 use crate::report::{ask, to_hex};

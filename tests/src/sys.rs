@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
 use anyhow::{Context, Result};
+use guest_abi::session::{SESSION_PAGES, Session};
 use hyp_abi::PAGE_SIZE;
-use hyp_abi::session::{SESSION_PAGES, Session};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 

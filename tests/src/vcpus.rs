@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flexserve::image::Image;
+use guest_abi::session::probe::{self, task};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa;
 use hyp_abi::manifest::layout;
 use hyp_abi::service::{PageRange, crash, op};
-use hyp_abi::session::probe::{self, task};
 
 use crate::attack::clear_up;
 use crate::host::Host;

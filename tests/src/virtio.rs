@@ -8,12 +8,12 @@ use flexserve::image::Image;
 use flexserve::virtio::block::Block;
 use flexserve::virtio::socket::{Socket, StreamEnd};
 use flexserve::virtio::{Devices, Memory};
-use hyp_abi::PAGE_SIZE;
-use hyp_abi::manifest::layout;
-use hyp_abi::session::{SESSION_PAGES, probe};
-use hyp_abi::virtio::{
+use guest_abi::session::{SESSION_PAGES, probe};
+use guest_abi::virtio::{
     DevicePage, QueueRegisters, SLOT_MODEL, SLOT_SCRATCH, SLOT_STREAM, STREAM_PORT, VIRTIO_PAGES,
 };
+use hyp_abi::PAGE_SIZE;
+use hyp_abi::manifest::layout;
 use sha2::{Digest, Sha256};
 use vm_memory::{Bytes, GuestAddress};
 

@@ -19,7 +19,7 @@ use flexserve_engine::{
     self as engine, Constraint, Conversation, Event, Flow, Grammar, KvFormat, Limits, Model, Offload,
     Parallel, Sampling, Serial, SessionConfig, StopReason, TokenIndex, generate,
 };
-use hyp_abi::session::{
+use guest_abi::session::{
     Channel, Done, Failure, MAX_FRAME, READY_CHAT, REQUEST_CHAT, REQUEST_NO_NPU, REQUEST_NO_THINK,
     REQUEST_RAW, REQUEST_SHIFT, REQUEST_THINK, Ready, Request, RingError, STOP_COUNT_MAX, cache, failure,
     frame, parse_request,

@@ -9,7 +9,7 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use hyp_abi::session::{REQUEST_SYSTEM, Session};
+use guest_abi::session::{REQUEST_SYSTEM, Session};
 use zerocopy::FromBytes;
 
 use super::*;

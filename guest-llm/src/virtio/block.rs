@@ -2,7 +2,7 @@
 
 use alloc::rc::Rc;
 
-use hyp_abi::virtio::DevicePage;
+use guest_abi::virtio::DevicePage;
 use virtio_drivers::Error;
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::DeviceType;

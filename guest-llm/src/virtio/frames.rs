@@ -1,7 +1,7 @@
 //! Session frames over a stream.
 
 use arrayvec::ArrayVec;
-use hyp_abi::session::{Channel, HEADER, RingError, frame_header, parse_frame_header};
+use guest_abi::session::{Channel, HEADER, RingError, frame_header, parse_frame_header};
 
 use super::pool::Access;
 use super::stream::Stream;

@@ -1,4 +1,4 @@
-//! Virtio drivers of the partition: block devices and a stream, over pages shared with the host (`hyp_abi::virtio`).
+//! Virtio drivers of the partition: block devices and a stream, over pages shared with the host (`guest_abi::virtio`).
 //!
 //! The device is hostile. What it can do is bounded here, below virtio-drivers, which is not made for that:
 //! - Buffers are copied into shared pages and back ([`pool`]); nothing private is ever shared, and no address of the device
@@ -32,7 +32,7 @@ pub trait Doorbell {
 
 /// Why a device was given up, or a request refused.
 ///
-/// The order is part of the probe's interface (`hyp_abi::session::probe`).
+/// The order is part of the probe's interface (`guest_abi::session::probe`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The slot has no device, or none of the kind that is looked for.

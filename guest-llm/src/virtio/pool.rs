@@ -8,8 +8,8 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
+use guest_abi::virtio::{DMA_PAGES, Page, Region, dma_ipa};
 use hyp_abi::PAGE_SIZE;
-use hyp_abi::virtio::{DMA_PAGES, Page, Region, dma_ipa};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
 /// Private pages: a driver's and a device's half for each queue of two block devices and a socket device.

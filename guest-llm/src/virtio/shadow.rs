@@ -6,7 +6,7 @@
 
 use core::sync::atomic::Ordering;
 
-use hyp_abi::virtio::Page;
+use guest_abi::virtio::Page;
 
 use super::Fault;
 use super::pool::{Pool, Twin};

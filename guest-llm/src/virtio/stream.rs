@@ -7,7 +7,7 @@
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 
-use hyp_abi::virtio::DevicePage;
+use guest_abi::virtio::DevicePage;
 use virtio_drivers::device::socket::{
     ConnectionInfo, VMADDR_CID_HOST, VirtIOSocket, VsockAddr, VsockEvent, VsockEventType,
 };

@@ -5,7 +5,7 @@ use core::cell::{Cell, RefCell};
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
-use hyp_abi::virtio::{
+use guest_abi::virtio::{
     self, CONFIG_SIZE, DevicePage, F_ACCESS_PLATFORM, F_VERSION_1, MAX_QUEUES, QueueRegisters, status,
 };
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};

@@ -3,8 +3,8 @@
 use flexserve::virtio::block::Block as BlockDevice;
 use flexserve::virtio::socket::{Socket, StreamEnd, WINDOW};
 use flexserve::virtio::{Device, Devices};
+use guest_abi::virtio::{SLOT_MODEL, SLOT_SCRATCH, SLOT_STREAM, STREAM_PORT};
 use guest_llm::virtio::Fault;
-use hyp_abi::virtio::{SLOT_MODEL, SLOT_SCRATCH, SLOT_STREAM, STREAM_PORT};
 
 use crate::{Bell, Block, SECRET, Stream, World, file};
 
@@ -216,8 +216,8 @@ fn ends_are_noticed_after_the_last_byte() {
 #[test]
 fn frames_pass_whole() {
     use flexserve::virtio::frames::Frames as HostFrames;
+    use guest_abi::session::{Channel, MAX_FRAME, RingError};
     use guest_llm::virtio::frames::Frames;
-    use hyp_abi::session::{Channel, MAX_FRAME, RingError};
 
     let world = World::zeroed();
     let (stream, end, bell) = connected(&world);
@@ -255,8 +255,8 @@ fn frames_pass_whole() {
 
 #[test]
 fn frames_that_are_too_long_are_refused() {
+    use guest_abi::session::Channel;
     use guest_llm::virtio::frames::Frames;
-    use hyp_abi::session::Channel;
 
     let world = World::zeroed();
     let (stream, end, bell) = connected(&world);

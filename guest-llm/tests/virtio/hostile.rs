@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use flexserve::virtio::Devices;
 use flexserve::virtio::block::Block as BlockDevice;
 use flexserve::virtio::socket::{Socket, StreamEnd};
+use guest_abi::virtio::{Region, SLOT_SCRATCH, SLOT_STREAM, STREAM_PORT};
 use guest_llm::virtio::Fault;
 use hyp_abi::manifest::layout;
-use hyp_abi::virtio::{Region, SLOT_SCRATCH, SLOT_STREAM, STREAM_PORT};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -55,7 +55,7 @@ impl Liar {
     fn page(&self, registers: &[std::sync::atomic::AtomicU32; 2]) -> Option<usize> {
         let ipa = u64::from(registers[0].load(Ordering::Relaxed));
         let ipa = ipa | u64::from(registers[1].load(Ordering::Relaxed)) << 32;
-        let page = ipa.checked_sub(hyp_abi::virtio::dma_ipa(layout::VIRTIO))? / 4096;
+        let page = ipa.checked_sub(guest_abi::virtio::dma_ipa(layout::VIRTIO))? / 4096;
         (page < self.region.pages.len() as u64).then_some(page as usize)
     }
 
@@ -463,7 +463,7 @@ fn devices_survive_a_hostile_partition() {
         devices.add(SLOT_STREAM, socket);
         let slot = if random(2) == 0 { SLOT_SCRATCH } else { SLOT_STREAM };
         let page = &world.region.devices[slot];
-        let ipa = |page: u64| hyp_abi::virtio::dma_ipa(layout::VIRTIO) + page * 4096;
+        let ipa = |page: u64| guest_abi::virtio::dma_ipa(layout::VIRTIO) + page * 4096;
         let announce = |status: u32| {
             page.status.store(status, Ordering::Relaxed);
             page.sequence.fetch_add(1, Ordering::Release);

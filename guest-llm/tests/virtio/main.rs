@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use flexserve::virtio::{Devices, Memory, anonymous};
+use guest_abi::virtio::{Page, Region};
 use guest_llm::virtio::pool::{Access, PRIVATE_PAGES, Pool};
 use guest_llm::virtio::{Doorbell, block, stream};
 use hyp_abi::manifest::layout;
-use hyp_abi::virtio::{Page, Region};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 thread_local! {

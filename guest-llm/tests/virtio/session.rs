@@ -7,11 +7,11 @@ use flexserve::machine::Line;
 use flexserve::virtio::Devices;
 use flexserve::virtio::socket::StreamEnd;
 use flexserve::virtio::wire::Wire;
+use guest_abi::session::{Channel, MAX_FRAME, Request, frame};
+use guest_abi::virtio::{SLOT_STREAM, STREAM_PORT};
 use guest_llm::serve::{End, Platform, serve};
 use guest_llm::virtio::Doorbell;
 use guest_llm::virtio::frames::Frames;
-use hyp_abi::session::{Channel, MAX_FRAME, Request, frame};
-use hyp_abi::virtio::{SLOT_STREAM, STREAM_PORT};
 use zerocopy::IntoBytes;
 
 use crate::honest::connected;

@@ -22,10 +22,10 @@ use flexserve::virtio::block::scratch;
 use flexserve::vmm::{Live, Options, run, with_partition};
 use flexserve::{DEVICE_PATH, MODELS_PATH, bench, heap, model, sys};
 use flexserve::{npu, npu_bench, switch_bench};
+use guest_abi::virtio::{SLOT_MODEL, SLOT_SCRATCH};
 use hyp_abi::ffa;
 use hyp_abi::service::INFO_FAULT_KNOBS;
 use hyp_abi::stats::{Cost, PartitionStats, SwitchCost, state};
-use hyp_abi::virtio::{SLOT_MODEL, SLOT_SCRATCH};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 

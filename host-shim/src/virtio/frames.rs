@@ -1,6 +1,6 @@
 //! Session frames over a stream.
 
-use hyp_abi::session::{Channel, HEADER, RingError, frame_header, parse_frame_header};
+use guest_abi::session::{Channel, HEADER, RingError, frame_header, parse_frame_header};
 
 use super::socket::StreamEnd;
 

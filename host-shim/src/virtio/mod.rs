@@ -1,4 +1,4 @@
-//! The device side of virtio over a partition's shared pages (`hyp_abi::virtio`): block devices and a socket device with
+//! The device side of virtio over a partition's shared pages (`guest_abi::virtio`): block devices and a socket device with
 //! the session's stream.
 //!
 //! The partition is not trusted: rings and descriptors are those of `virtio-queue` and `vm-memory`, which follow no address
@@ -15,12 +15,12 @@ pub mod wire;
 use std::fs::File;
 use std::sync::atomic::Ordering;
 
-use hyp_abi::PAGE_SIZE;
-use hyp_abi::manifest::layout;
-use hyp_abi::virtio::{
+use guest_abi::virtio::{
     CONFIG_SIZE, DevicePage, F_ACCESS_PLATFORM, F_VERSION_1, MAGIC, MAX_QUEUES, QueueRegisters, SLOTS,
     VERSION, VIRTIO_PAGES, status,
 };
+use hyp_abi::PAGE_SIZE;
+use hyp_abi::manifest::layout;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};

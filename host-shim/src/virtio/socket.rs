@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use hyp_abi::virtio::{CONFIG_SIZE, ID_SOCKET, STREAM_PORT};
+use guest_abi::virtio::{CONFIG_SIZE, ID_SOCKET, STREAM_PORT};
 use virtio_queue::{Queue, QueueT};
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 

@@ -1,7 +1,7 @@
 //! The session over a partition's devices.
 
-use hyp_abi::session::{Channel, RingError};
-use hyp_abi::virtio::SLOT_STREAM;
+use guest_abi::session::{Channel, RingError};
+use guest_abi::virtio::SLOT_STREAM;
 
 use super::Devices;
 use super::frames::Frames;

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use arbitrary::Unstructured;
+use guest_abi::session::{Channel, MAX_FRAME, RING_SIZE, Ring, RingError, Session};
 use guest_llm::serve::{End, Platform, serve};
-use hyp_abi::session::{Channel, MAX_FRAME, RING_SIZE, Ring, RingError, Session};
 use zerocopy::IntoBytes;
 
 const TINY: &[u8] = include_bytes!("../../models/tiny-f16.gguf");
@@ -58,7 +58,7 @@ impl Host<'_> {
             // A frame in good order, mostly a request.
             0..=4 => {
                 let kind = if input.ratio(3, 4)? { input.int_in_range(1..=3)? } else { input.arbitrary()? };
-                let mut head = hyp_abi::session::Request::default();
+                let mut head = guest_abi::session::Request::default();
                 let mut texts = Vec::new();
                 if input.ratio(7, 8)? {
                     head.max_tokens = input.int_in_range(0..=3)?;
@@ -69,7 +69,7 @@ impl Host<'_> {
                         head.repeat_penalty = (f32::from(input.arbitrary::<u8>()?) / 64.0).to_bits();
                         head.repeat_last_n = input.int_in_range(0..=9)?;
                     }
-                    if head.flags & hyp_abi::session::REQUEST_SYSTEM != 0 {
+                    if head.flags & guest_abi::session::REQUEST_SYSTEM != 0 {
                         texts.extend(b"system");
                         head.system_bytes = 6;
                     }
@@ -85,7 +85,7 @@ impl Host<'_> {
                 } else {
                     input.fill_buffer(head.as_mut_bytes())?;
                     if input.arbitrary()? {
-                        head.version = hyp_abi::session::REQUEST_VERSION;
+                        head.version = guest_abi::session::REQUEST_VERSION;
                     }
                 }
                 let length = input.int_in_range(0..=200)?.min(input.len());

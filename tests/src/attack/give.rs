@@ -3,12 +3,12 @@
 use std::fs;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use guest_abi::session::probe;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::bundle;
 use hyp_abi::ffa::{self, error};
 use hyp_abi::manifest::layout;
 use hyp_abi::service::{PageRange, op};
-use hyp_abi::session::probe;
 use serde_json::json;
 
 use super::memory::CODE;

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use guest_abi::session::probe::{self, REGISTERS};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa;
 use hyp_abi::manifest::layout;
 use hyp_abi::service::crash;
-use hyp_abi::session::probe::{self, REGISTERS};
 use serde_json::json;
 
 use super::{Outcome, Scene};

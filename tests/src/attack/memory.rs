@@ -1,10 +1,10 @@
 //! Pages of a partition, attacked by the CPUs of the host.
 
 use anyhow::{Result, bail, ensure};
+use guest_abi::session::probe;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error;
 use hyp_abi::manifest::layout;
-use hyp_abi::session::probe;
 use nix::sys::signal::Signal::{SIGBUS, SIGSEGV};
 
 use super::{Outcome, Scene};

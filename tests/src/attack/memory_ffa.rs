@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use flexserve::error::status_name;
+use guest_abi::session::probe;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::{self, error};
 use hyp_abi::manifest::layout;
@@ -10,7 +11,6 @@ use hyp_abi::memory::{
     Relinquish,
 };
 use hyp_abi::service::{PageRange, crash, op};
-use hyp_abi::session::probe;
 use nix::sys::signal::Signal::SIGSEGV;
 use zerocopy::IntoBytes;
 

@@ -1,10 +1,10 @@
 //! Messages, notifications and logs: by whom they are not, where they must not go, and what they must not change.
 
 use anyhow::{Result, bail, ensure};
+use guest_abi::session::probe;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::{self, error};
 use hyp_abi::manifest::layout;
-use hyp_abi::session::probe;
 use serde_json::json;
 
 use super::{Outcome, Scene};

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use flexserve_npu_abi::{Job, Rows, Status};
+use guest_abi::session::probe;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::{Manifest, Region, access, kind, layout};
-use hyp_abi::session::probe;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::dma::judge_word;

@@ -1,8 +1,8 @@
 //! State of the CPU that host and partitions do not share: keys, debug, counters, registers of hidden features.
 
 use anyhow::{Context, Result, bail, ensure};
+use guest_abi::session::probe::{self, REGISTERS};
 use hyp_abi::service::crash;
-use hyp_abi::session::probe::{self, REGISTERS};
 
 use super::guest::ends;
 use super::{Outcome, Scene};

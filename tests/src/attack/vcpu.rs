@@ -4,8 +4,8 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use guest_abi::session::probe::{self, task};
 use hyp_abi::ffa::{self, error};
-use hyp_abi::session::probe::{self, task};
 
 use super::{Outcome, Scene};
 use crate::partition::Exit;

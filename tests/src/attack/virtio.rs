@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use anyhow::{Context, Result, bail, ensure};
 use flexserve::virtio::block::Block;
 use flexserve::virtio::{Devices, Memory};
+use guest_abi::session::probe;
+use guest_abi::virtio::{QueueRegisters, SLOT_SCRATCH};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::manifest::layout;
-use hyp_abi::session::probe;
-use hyp_abi::virtio::{QueueRegisters, SLOT_SCRATCH};
 use nix::sys::signal::Signal::{SIGBUS, SIGSEGV};
 use vm_memory::{Bytes, GuestAddress};
 

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use guest_abi::session::probe;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error;
 use hyp_abi::service::op;
-use hyp_abi::session::probe;
 
 use super::pci::Function;
 use crate::host::Host;

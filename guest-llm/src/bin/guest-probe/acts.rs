@@ -2,9 +2,9 @@
 
 use core::arch::asm;
 
+use guest_abi::session::probe::{self, EXECUTED, PATTERN_SIZE};
 use guest_llm::{arch, ffa};
 use hyp_abi::ffa::error::INVALID_PARAMETERS;
-use hyp_abi::session::probe::{self, EXECUTED, PATTERN_SIZE};
 
 use crate::virtio::Virtio;
 use crate::{alias, calls, crew, debug, pauth, registers, simd};

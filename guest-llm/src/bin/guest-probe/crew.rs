@@ -2,9 +2,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
 
+use guest_abi::session::probe::task;
 use guest_llm::{arch, ffa};
 use hyp_abi::ffa as abi;
-use hyp_abi::session::probe::task;
 
 /// What one vCPU is to do, and did.
 struct Member {

@@ -1,5 +1,5 @@
 //! The probe: a hostile partition for the attack suite. It commits one act per frame, as
-//! `hyp_abi::session::probe` documents, and reports what came of it, if it still can.
+//! `guest_abi::session::probe` documents, and reports what came of it, if it still can.
 #![cfg_attr(target_os = "none", no_std)]
 #![cfg_attr(target_os = "none", no_main)]
 
@@ -31,9 +31,9 @@ mod virtio;
 mod image {
     use core::sync::atomic::Ordering;
 
+    use guest_abi::session::probe::{self, Command, PATTERN_SIZE, Report};
+    use guest_abi::session::{MAGIC, frame};
     use guest_llm::{ffa, memory};
-    use hyp_abi::session::probe::{self, Command, PATTERN_SIZE, Report};
-    use hyp_abi::session::{MAGIC, frame};
     use zerocopy::{FromBytes, IntoBytes};
 
     use crate::acts::Probe;

@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use hyp_abi::session::probe::REGISTERS;
+use guest_abi::session::probe::REGISTERS;
 
 /// One register, if it can be accessed that way.
 type Read = Option<fn() -> u64>;

@@ -2,13 +2,13 @@
 
 use alloc::vec::Vec;
 
+use guest_abi::session::probe;
+use guest_abi::virtio::{Page, Region, SLOT_STREAM};
 use guest_llm::memory::{self, Host, SharedPool};
 use guest_llm::virtio::block::{BLOCK, Block};
 use guest_llm::virtio::stream::Stream;
 use guest_llm::virtio::{Doorbell, Fault, PATIENCE};
 use hyp_abi::ffa::error::NO_DATA;
-use hyp_abi::session::probe;
-use hyp_abi::virtio::{Page, Region, SLOT_STREAM};
 use sha2::{Digest, Sha256};
 
 use crate::calls::Random;

@@ -459,7 +459,7 @@ pub fn parse_frame_header(header: [u8; HEADER]) -> Result<(u32, usize), RingErro
     if length > MAX_FRAME { Err(RingError::TooLong) } else { Ok((u32::from_le_bytes([a, b, c, d]), length)) }
 }
 
-/// The session pages of the probe. Valid when zeroed. Lies at [`crate::manifest::layout::SESSION`] in the partition.
+/// The session pages of the probe. Valid when zeroed. Lies at [`hyp_abi::manifest::layout::SESSION`] in the partition.
 #[repr(C, align(4096))]
 pub struct Session {
     /// [`MAGIC`] once the partition listens.
@@ -471,7 +471,7 @@ pub struct Session {
     pub to_host: Ring,
 }
 const _: () = assert!(RING_SIZE.is_power_of_two());
-const _: () = assert!(size_of::<Session>() as u64 <= SESSION_PAGES * crate::PAGE_SIZE);
+const _: () = assert!(size_of::<Session>() as u64 <= SESSION_PAGES * hyp_abi::PAGE_SIZE);
 
 #[cfg(test)]
 mod tests {

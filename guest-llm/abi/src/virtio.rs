@@ -1,6 +1,6 @@
 //! Virtio devices over pages that a partition shares with the host: the transport's registers and its memory.
 //!
-//! The region ([`Region`], at [`crate::manifest::layout::VIRTIO`]) is shared by the partition page by page: first a page
+//! The region ([`Region`], at [`hyp_abi::manifest::layout::VIRTIO`]) is shared by the partition page by page: first a page
 //! of registers for each device slot, then pages for virtqueues and buffers. Nothing else is ever reachable for a device:
 //! the partition copies what it sends into these pages and what it gets out of them (VIRTIO_F_ACCESS_PLATFORM: addresses
 //! in descriptors are IPAs inside the region).
@@ -13,7 +13,7 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
-use crate::PAGE_SIZE;
+use hyp_abi::PAGE_SIZE;
 
 /// Pages of the region.
 pub const VIRTIO_PAGES: u64 = 128;
