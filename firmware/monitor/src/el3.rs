@@ -44,8 +44,8 @@ struct Cpu {
 }
 
 unsafe extern "C" {
-    /// Enters the world that is next.
-    fn enter(cpu: *mut Cpu) -> !;
+    /// Enters the world that is next of the [`Cpu`] at an address.
+    fn enter(cpu: usize) -> !;
     /// Starts this core over, with its stack empty.
     safe fn core_entry() -> !;
 }
@@ -95,7 +95,7 @@ fn start(index: usize, has: Features, spmc: u64, (entry, argument): (u64, u64)) 
     cpu.banks[World::Secure as usize].restore(&cpu.has);
     cpu.current = &raw mut cpu.frames[World::Secure as usize];
     // SAFETY: never returns, so the state stays where it is until the stack is emptied.
-    unsafe { enter(&raw mut cpu) }
+    unsafe { enter(&raw mut cpu as usize) }
 }
 
 /// Copies the SPMC from flash to secure RAM.

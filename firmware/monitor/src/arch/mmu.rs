@@ -41,7 +41,7 @@ pub unsafe fn build() {
         let address = (index as u64) << 21;
         *entry = match address {
             0 => address | MEMORY | READ_ONLY,
-            0..0x0400_0000 => address | MEMORY | READ_ONLY | NEVER,
+            1..0x0400_0000 => address | MEMORY | READ_ONLY | NEVER,
             0x0800_0000..0x0c00_0000 => address | MEMORY | DEVICE | NEVER,
             0x0e00_0000..0x0f00_0000 => address | MEMORY | NEVER,
             _ => 0,
