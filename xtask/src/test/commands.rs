@@ -238,7 +238,7 @@ fn bad_arguments(bench: &Bench) -> Result<()> {
         &["run", "--json", "--mem", "1K"],
         &["run", "--json", "--temp", "nan"],
         &["run", "--json", "--max-tokens", "0"],
-        &["run", "--json", "--deployment", "s-el2"],
+        &["run", "--json", "--firmware", "tf-a"],
         &["run", "--json", "--model", "/nonexistent.gguf"],
         &["run", "--json", "--host-kernel", "/nonexistent"],
         &["run", "--json", "--host-initrd", "/nonexistent"],
