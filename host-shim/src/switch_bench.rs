@@ -1,7 +1,10 @@
 //! `flexserve switch-bench`: what it costs to move the NPU between host and partition, as the hypervisor counts it, by part and
-//! for partitions of several sizes; and what the ways into the hypervisor and into a partition cost, seen from the host.
+//! for partitions of several sizes; what the ways into the hypervisor and into a partition cost, seen from the host; and how the host is
+//! mapped with and without a partition.
 //!
 //! The partition is a few instructions ([`sys::npu_switcher`]) that acquire the NPU, release it and wait, over and over.
+
+use std::time::{Duration, Instant};
 
 use hyp_abi::manifest::{MAGIC, MAX_REGIONS, Manifest, Region, VERSION, access, kind, layout};
 use hyp_abi::stats::SwitchCost;
@@ -53,6 +56,24 @@ pub struct World {
     run: Vec<u64>,
     /// A load that stage 2 refuses and the hypervisor answers: a register of the NPU, which the partition owns.
     stage2_fault: Vec<u64>,
+}
+
+/// How the host is mapped, and how often it left for the hypervisor in a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Census {
+    leaves_1g: u64,
+    leaves_2m: u64,
+    leaves_4k: u64,
+    tables: u64,
+    exits: u64,
+}
+
+/// The host without partitions, with one that is entered all the time, and after it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Host {
+    idle: Census,
+    busy: Census,
+    after: Census,
 }
 
 /// Gives, measures and starts the switcher with so many MiB of memory.
@@ -145,4 +166,40 @@ pub fn world(device: &Device, rounds: usize) -> Result<World> {
     };
     device.destroy()?;
     Ok(world)
+}
+
+/// Looks at the host while nobody needs the hypervisor, while a partition of so many MiB is entered all the time, and when it is
+/// gone.
+///
+/// # Errors
+/// As [`npu`].
+pub fn host(device: &Device, mebibytes: u64) -> Result<Host> {
+    const SECOND: Duration = Duration::from_secs(1);
+    let census = |work: &mut dyn FnMut() -> Result<()>| -> Result<Census> {
+        let before = device.system_stats()?.host_exits;
+        work()?;
+        let stats = device.system_stats()?;
+        Ok(Census {
+            leaves_1g: stats.leaves_1g,
+            leaves_2m: stats.leaves_2m,
+            leaves_4k: stats.leaves_4k,
+            tables: stats.tables_used,
+            exits: stats.host_exits.saturating_sub(before),
+        })
+    };
+    let mut sleep = || {
+        std::thread::sleep(SECOND);
+        Ok(())
+    };
+    let idle = census(&mut sleep)?;
+    start(device, mebibytes)?;
+    let busy = census(&mut || {
+        let start = Instant::now();
+        while start.elapsed() < SECOND {
+            turn(device)?;
+        }
+        Ok(())
+    })?;
+    device.destroy()?;
+    Ok(Host { idle, busy, after: census(&mut sleep)? })
 }

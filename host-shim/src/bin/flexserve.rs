@@ -224,8 +224,9 @@ fn switch_bench(quick: bool) -> Result<()> {
         rows.push(switch_bench::npu(&Device::open(Path::new(DEVICE_PATH))?, mebibytes, rounds)?);
     }
     let world = switch_bench::world(&Device::open(Path::new(DEVICE_PATH))?, 40 * rounds)?;
-    let object =
-        json!({"event": "result", "ticks_per_second": ticks_per_second, "npu": rows, "world": world});
+    let host = switch_bench::host(&Device::open(Path::new(DEVICE_PATH))?, 64)?;
+    let object = json!({"event": "result", "ticks_per_second": ticks_per_second, "npu": rows, "world": world,
+                        "host": host});
     println!("{}{object}", char::from(flexserve::events::RECORD_SEPARATOR));
     Ok(())
 }

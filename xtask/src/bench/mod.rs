@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::build::{self, Contents, Products, Variant};
 use crate::cli::BenchArgs;
 use crate::failure::{Code, Failure};
-use crate::machine::Machine;
+use crate::machine::{Deployment, Machine};
 use crate::paths::Paths;
 use crate::setup::{self, Setup};
 use crate::vm::event::Event;
@@ -27,6 +27,8 @@ pub struct Bench<'a> {
     paths: &'a Paths,
     setup: Setup,
     products: Products,
+    /// Of the S-EL2 deployment, where a benchmark needs it.
+    secure: Option<Products>,
     quick: bool,
 }
 
@@ -63,7 +65,11 @@ pub fn main(paths: &Paths, args: &BenchArgs) -> Result<()> {
     let switches = chosen("npu-switch") || chosen("world-switch");
     if chosen("flexmem") || chosen("boot") || npu || switches {
         let products = build::all(paths, &setup, Variant::Shipped)?;
-        let bench = Bench { paths, setup, products, quick: args.quick };
+        let secure = switches.then(|| {
+            let machine = Machine::load(paths, "s-el2")?;
+            build::machine(paths, &setup, Variant::Shipped, &machine, false)
+        });
+        let bench = Bench { paths, setup, products, secure: secure.transpose()?, quick: args.quick };
         if chosen("flexmem") {
             report.insert("flexmem".into(), flexmem::run(&bench)?);
         }
@@ -108,7 +114,11 @@ impl Bench<'_> {
         models: Vec<PathBuf>,
     ) -> Result<Finished> {
         let (dir, _lock) = self.paths.state("bench", name)?;
-        let initrd = build::initramfs(&self.products, &Contents { job, models, ..Contents::default() })?;
+        let products = match machine.deployment {
+            Deployment::SEl2 => self.secure.as_ref().context("the S-EL2 deployment is not built")?,
+            _ => &self.products,
+        };
+        let initrd = build::initramfs(products, &Contents { job, models, ..Contents::default() })?;
         let kernel = self.paths.at(&self.setup.kernel.image);
         let bare_machine = machine.bare();
         let (machine, boot) = if bare {
@@ -118,7 +128,8 @@ impl Bench<'_> {
         } else {
             let image =
                 std::fs::read(&kernel).with_context(|| format!("cannot read {}", kernel.display()))?;
-            (machine, Boot::Bundle(crate::run::bundle(&self.products, &image, &initrd, machine, &dir)?))
+            let bundle = crate::run::bundle(products, &image, &initrd, machine, &dir)?;
+            (machine, crate::run::boot(products, bundle))
         };
         let npu = build::npu(self.paths, machine)?;
         let launch = Launch { machine, boot, dir: &dir, gdb_port: None, npu, reset_ends: true };

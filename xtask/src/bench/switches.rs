@@ -1,5 +1,6 @@
 //! What it costs to move the NPU from owner to owner, in instructions, by part and for partitions of several sizes; and the
-//! round trips into the hypervisor and into a partition. One boot under `-icount shift=0` for both.
+//! round trips into the hypervisor and into a partition; and how the host is mapped. One boot under `-icount shift=0` for each
+//! deployment.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -32,9 +33,18 @@ impl Parts {
 
 const PARTS: [&str; 5] = ["close", "reset", "detach", "attach", "open"];
 
-/// Runs it, prints two tables, returns the report's objects.
+/// Runs it in both deployments, prints tables, returns the report's objects. Those of the S-EL2 deployment are inside the EL2
+/// deployment's, under its name.
 pub fn run(bench: &Bench) -> Result<Map<String, Value>> {
-    let mut machine = Machine::load(bench.paths, "el2")?;
+    let mut objects = deployment(bench, "el2")?;
+    for (name, object) in deployment(bench, "s-el2")? {
+        objects[&name]["s-el2"] = object;
+    }
+    Ok(objects)
+}
+
+fn deployment(bench: &Bench, name: &str) -> Result<Map<String, Value>> {
+    let mut machine = Machine::load(bench.paths, name)?;
     machine.smp = 1;
     machine.icount = true;
     if !bench.quick {
@@ -56,16 +66,41 @@ pub fn run(bench: &Bench) -> Result<Map<String, Value>> {
     let rows: Vec<Row> =
         serde_json::from_value(part("npu")?).context("switch-bench reported something else")?;
     let world: Map<String, Value> = serde_json::from_value(part("world")?)?;
+    let host: Map<String, Value> = serde_json::from_value(part("host")?)?;
     Ok(Map::from_iter([
         ("npu-switch".to_owned(), switch(&machine, &rows, scale)),
         ("world-switch".to_owned(), round_trips(&machine, &world, scale)),
+        ("host".to_owned(), census(&machine, host)),
     ]))
+}
+
+/// How the host is mapped, and its exits.
+fn census(machine: &Machine, host: Map<String, Value>) -> Value {
+    const COLUMNS: [(&str, &str); 5] = [
+        ("leaves_1g", "1 GiB"),
+        ("leaves_2m", "2 MiB"),
+        ("leaves_4k", "4 KiB"),
+        ("tables", "tables"),
+        ("exits", "exits/s"),
+    ];
+    println!(
+        "host: leaves and tables of its stage 2 and its exits in a second, without a partition, with one that is entered all the time, and after it ({})",
+        machine.name
+    );
+    println!("{:<8}{}", "", COLUMNS.map(|(_, title)| format!("{title:>9}")).concat());
+    for (name, census) in &host {
+        let cells = COLUMNS.map(|(key, _)| format!("{:>9}", census[key].as_u64().unwrap_or(0)));
+        println!("{name:<8}{}", cells.concat());
+    }
+    let mut object = json!({"unit": "count, emulated", "cpu": machine.cpu});
+    host.into_iter().for_each(|(name, census)| object[name] = census);
+    object
 }
 
 fn switch(machine: &Machine, rows: &[Row], scale: f64) -> Value {
     println!(
-        "npu-switch: instructions per change of owner (emulated {}, one CPU, n = rounds; median [p10..p90])",
-        machine.cpu
+        "npu-switch: instructions per change of owner ({} on emulated {}, one CPU, n = rounds; median [p10..p90])",
+        machine.name, machine.cpu
     );
     println!(
         "{:<14}{:>9}{:>5}{:>26}{}",
@@ -103,8 +138,8 @@ fn switch(machine: &Machine, rows: &[Row], scale: f64) -> Value {
 
 fn round_trips(machine: &Machine, world: &Map<String, Value>, scale: f64) -> Value {
     println!(
-        "world-switch: instructions per round trip, seen from the host's user space (emulated {})",
-        machine.cpu
+        "world-switch: instructions per round trip, seen from the host's user space ({} on emulated {})",
+        machine.name, machine.cpu
     );
     let mut object = json!({"unit": "instructions, emulated", "cpu": machine.cpu});
     for (name, samples) in world {
