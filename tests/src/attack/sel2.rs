@@ -414,7 +414,7 @@ fn storm(host: &Host, end: &AtomicBool, cpu: u32) -> Result<u64> {
 
 /// A CPU goes off and comes back, again and again, while both run partitions and storms of calls.
 fn cpus_come_and_go(scene: &Scene<'_>) -> Result<String> {
-    const ROUNDS: u64 = 6;
+    const ROUNDS: u64 = 16;
     const PATIENCE: Duration = Duration::from_secs(120);
     let switch = Path::new("/sys/devices/system/cpu/cpu1/online");
     let mut partitions = [scene.partition()?, scene.partition()?];
