@@ -268,7 +268,9 @@ fn names_foreign(scene: &Scene<'_>, receiver: &Partition<'_>, page: u64) -> Resu
     Ok(())
 }
 
-/// A page of secure RAM is given to a partition, whose stage 2 finds the normal world's memory only.
+/// A page of secure RAM is given to a partition, whose stage 2 finds the normal world's memory only (VSTCR_EL2.SA and SW,
+/// VTCR_EL2.NSA and NSW). Where its tables are read (SW, NSW) emulation does not tell: they lie in RAM that both worlds have.
+/// The SPMC checks those bits as it starts on a CPU.
 pub fn partition_in_secure_space(scene: &Scene<'_>) -> Result<Outcome> {
     let place = FREE_MODEL + bundle::OFFSET as u64;
     let give = || -> Result<Option<Partition<'_>>> {
