@@ -100,7 +100,9 @@ impl Authority for Spmc {
     fn call(_cpu: usize, registers: &mut [u64; 18]) -> Answer {
         let function = registers[0] as u32;
         if hyp_core::is_ffa(function) {
-            if is_under_another_name(function, registers[1]) && !skips(hyp_core::knob::GUARD_NAME) {
+            if is_under_another_name(function, registers[1])
+                && !ARENA.wait().skips(hyp_core::knob::GUARD_NAME)
+            {
                 Self::refuse(registers);
                 registers[..8].copy_from_slice(&[
                     ERROR.into(),
@@ -147,17 +149,6 @@ impl Authority for Spmc {
 
     fn count_exit() {
         EXITS.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Whether a fault knob leaves a defence out: never in a shipped image.
-fn skips(knob: u64) -> bool {
-    #[cfg(feature = "fault-knobs")]
-    return ARENA.wait().skips(knob);
-    #[cfg(not(feature = "fault-knobs"))]
-    {
-        let _ = knob;
-        false
     }
 }
 
