@@ -4,6 +4,8 @@
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::AtomicU64;
+#[cfg(feature = "fault-knobs")]
+use core::sync::atomic::Ordering;
 
 use npu_passthrough::smmu::MAX_BUSES;
 use stage2::MAX_PARTITIONS;
@@ -61,6 +63,9 @@ pub struct Arena {
     pub(crate) stream_table: Pages<4096>,
     /// Commands and events of the SMMU.
     pub(crate) queues: Pages<8192>,
+    /// The fault knobs that are on, by [`hyp_core::knob::bit`]: for the guard, too.
+    #[cfg(feature = "fault-knobs")]
+    pub(crate) knobs: AtomicU64,
 }
 
 impl Arena {
@@ -74,6 +79,19 @@ impl Arena {
             window_tables: Pages::zeroed(),
             stream_table: Pages::zeroed(),
             queues: Pages::zeroed(),
+            #[cfg(feature = "fault-knobs")]
+            knobs: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether a fault knob ([`hyp_core::knob`]) leaves a defence out: never in a shipped image.
+    pub(crate) fn skips(&self, knob: u64) -> bool {
+        #[cfg(feature = "fault-knobs")]
+        return self.knobs.load(Ordering::Relaxed) & hyp_core::knob::bit(knob) != 0;
+        #[cfg(not(feature = "fault-knobs"))]
+        {
+            let _ = knob;
+            false
         }
     }
 }

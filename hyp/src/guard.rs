@@ -100,7 +100,9 @@ impl Authority for Spmc {
     fn call(_cpu: usize, registers: &mut [u64; 18]) -> Answer {
         let function = registers[0] as u32;
         if hyp_core::is_ffa(function) {
-            if is_under_another_name(function, registers[1]) {
+            if is_under_another_name(function, registers[1])
+                && !ARENA.wait().skips(hyp_core::knob::GUARD_NAME)
+            {
                 Self::refuse(registers);
                 registers[..8].copy_from_slice(&[
                     ERROR.into(),

@@ -79,13 +79,7 @@ pub fn partition_root(slot: Slot) -> u64 {
 
 /// Whether a fault knob ([`hyp_core::knob`]) leaves a defence out: never in a shipped image.
 pub fn skips(knob: u64) -> bool {
-    #[cfg(feature = "fault-knobs")]
-    return KNOBS.load(Ordering::Relaxed) & hyp_core::knob::bit(knob) != 0;
-    #[cfg(not(feature = "fault-knobs"))]
-    {
-        let _ = knob;
-        false
-    }
+    cfg!(feature = "fault-knobs") && arena().skips(knob)
 }
 
 /// Handles an SMC of the host.
@@ -104,14 +98,11 @@ pub fn host_call(cpu: usize, registers: &mut [u64; 18]) -> Outcome {
     outcome
 }
 
-/// Copies of the fault knobs, which the arch layer asks for where the policy's lock may be held.
-#[cfg(feature = "fault-knobs")]
-static KNOBS: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
-
+/// Copies the fault knobs to where the arch layer, which may hold the policy's lock, and the guard ask for them.
 #[cfg(feature = "fault-knobs")]
 fn turn_knobs(policy: &Hypervisor) {
     let knobs = policy.knobs();
-    if KNOBS.swap(knobs, Ordering::Relaxed) != knobs {
+    if arena().knobs.swap(knobs, Ordering::Relaxed) != knobs {
         devices::turn_knobs(host_root());
     }
 }

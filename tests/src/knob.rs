@@ -78,6 +78,8 @@ knobs! {
     CountersStop = 0x72,
     HiddenFeatures = 0x73,
     Serror = 0x74,
+    GuardName = 0x75,
+    NormalSpace = 0x76,
 }
 
 /// Makes the hypervisor panic.

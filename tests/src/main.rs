@@ -50,6 +50,11 @@ fn run(arguments: &[String]) -> Result<()> {
             attack::run(false, None)
         }
         ["attack-without", rest @ ..] => attack::run(true, rest.first().copied()),
+        ["worlds"] => {
+            ensure!(!attack::has_knobs()?, "this hypervisor has fault knobs: it is not the shipped one");
+            attack::sel2::run(false)
+        }
+        ["worlds-without"] => attack::sel2::run(true),
         [suite @ ("reset" | "reset-knobs")] => reset::run(suite),
         ["vcpus"] => vcpus::run(),
         ["messages"] => messages::run(),
@@ -63,7 +68,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["rounds"] => host_shim::run_slow(),
         ["child", ..] => child::main(&arguments[1..]),
         _ => bail!(
-            "usage: system-tests attack | attack-without [DEFENCE] | reset | reset-knobs | vcpus | messages | reset-during | matrix | matrix-knobs | health | health-bare | virtio | host-shim | rounds"
+            "usage: system-tests attack | attack-without [DEFENCE] | worlds | worlds-without | reset | reset-knobs | vcpus | messages | reset-during | matrix | matrix-knobs | health | health-bare | virtio | host-shim | rounds"
         ),
     }
 }

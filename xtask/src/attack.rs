@@ -1,7 +1,7 @@
 //! `cargo xtask attack`: every attack with its defence on (blocked) and off (succeeds).
 //!
 //! The attacks are tests of six suites: for each kind of machine one boots the shipped hypervisor and one an image with fault
-//! knobs, and two end the machine. `tests/attacks.toml` describes them.
+//! knobs, and two end the machine. The S-EL2 deployment has two more. `tests/attacks.toml` describes them.
 
 use std::fs;
 
@@ -15,9 +15,17 @@ use crate::setup;
 use crate::test::suite::{self, Suite};
 use crate::test::verdict::Verdicts;
 
-/// The suites, in the order in which they run.
-const SUITES: [&str; 6] =
-    ["attack", "attack-dma", "reset", "attack-without", "attack-dma-without", "reset-knobs"];
+/// The suites, in the order in which they run; those of worlds are the S-EL2 deployment's alone.
+const SUITES: [&str; 8] = [
+    "attack",
+    "attack-dma",
+    "worlds",
+    "reset",
+    "attack-without",
+    "attack-dma-without",
+    "worlds-without",
+    "reset-knobs",
+];
 
 /// One attack as `tests/attacks.toml` describes it.
 #[derive(Clone, Debug, Deserialize)]
@@ -73,14 +81,19 @@ pub fn main(paths: &Paths, args: &AttackArgs) -> Result<()> {
     let mut suites = Suite::load_all(paths)?;
     if args.deployment == DeploymentName::SEl2 {
         suites = suites.into_iter().filter_map(Suite::secure_as_el2).collect();
-        // Some need what the emulator lacks at S-EL1, or a fault knob of the guard's.
-        let exists = |name: &String| suites.iter().any(|suite| suite.tests.contains(name));
-        attacks.retain(|attack| exists(&attack.name) && exists(&attack.without()));
+    }
+    suites.retain(|suite| SUITES.contains(&suite.name.as_str()));
+    // Some are of one deployment, or need what the emulator lacks at S-EL1.
+    let exists = |name: &String| suites.iter().any(|suite| suite.tests.contains(name));
+    attacks.retain(|attack| exists(&attack.name) && exists(&attack.without()));
+    if attacks.is_empty() {
+        let what = "this deployment has no such attack";
+        return Err(Failure::usage(what, "name the other one with --deployment"));
     }
     let setup = setup::ensure(paths)?;
     let mut verdicts = Verdicts::printed(args.json);
     for name in SUITES {
-        let mut suite = suites.iter().find(|suite| suite.name == name).context("a suite is missing")?.clone();
+        let Some(mut suite) = suites.iter().find(|suite| suite.name == name).cloned() else { continue };
         let wanted = |test: &String| {
             attacks
                 .iter()
@@ -204,12 +217,17 @@ mod tests {
     fn every_attack_is_a_test_with_and_without_its_defence() {
         let paths = Paths::discover().unwrap();
         let suites = Suite::load_all(&paths).unwrap();
+        let attacks = load(&paths).unwrap();
+        let is_attack =
+            |test: &String| attacks.iter().any(|attack| *test == attack.name || *test == attack.without());
+        // Those of worlds have tests that are none.
+        let worlds = |suite: &&Suite| suite.name.starts_with("s-el2-worlds");
         let tests: Vec<&String> = suites
             .iter()
             .filter(|suite| SUITES.contains(&suite.name.as_str()))
             .flat_map(|suite| &suite.tests)
+            .chain(suites.iter().filter(worlds).flat_map(|suite| &suite.tests).filter(|test| is_attack(test)))
             .collect();
-        let attacks = load(&paths).unwrap();
         assert!(attacks.len() >= 15);
         for attack in &attacks {
             assert!(tests.contains(&&attack.name) && tests.contains(&&attack.without()), "{}", attack.name);

@@ -45,6 +45,8 @@
 //! | 0x72 | `COUNTERS_STOP` | stopping the host's event counters at entry (arch layer) |
 //! | 0x73 | `HIDDEN_FEATURES` | the traps of a hidden feature's register, TPIDR2_EL0 of SME (arch layer) |
 //! | 0x74 | `SERROR` | nothing: while it is on, every entry meets a pending SError (arch layer) |
+//! | 0x75 | `GUARD_NAME` | the guard's refusal to pass on what the host says under another name (the guard, at S-EL2) |
+//! | 0x76 | `NORMAL_SPACE` | the bits that keep a partition's pages and tables in the normal world's memory (arch layer, at S-EL2) |
 //! | 0xFF | `PANIC` | nothing: the call makes the hypervisor panic at once |
 
 /// RXTX_MAP's ownership check.
@@ -127,6 +129,10 @@ pub const COUNTERS_STOP: u64 = 0x72;
 pub const HIDDEN_FEATURES: u64 = 0x73;
 /// An event that emulation does not have: a pending SError at every entry.
 pub const SERROR: u64 = 0x74;
+/// Nobody but the guard speaks under the guard's name.
+pub const GUARD_NAME: u64 = 0x75;
+/// Partitions reach the normal world's memory only.
+pub const NORMAL_SPACE: u64 = 0x76;
 /// An action: panic now.
 pub const PANIC: u64 = 0xFF;
 
@@ -172,6 +178,8 @@ pub const NAMES: &[(&str, u64)] = &[
     ("COUNTERS_STOP", COUNTERS_STOP),
     ("HIDDEN_FEATURES", HIDDEN_FEATURES),
     ("SERROR", SERROR),
+    ("GUARD_NAME", GUARD_NAME),
+    ("NORMAL_SPACE", NORMAL_SPACE),
     ("PANIC", PANIC),
 ];
 

@@ -55,7 +55,9 @@ const VTCR: u64 = 24 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 31;
 const VTCR_NSW: u64 = 1 << 29;
 const VTCR_NSA: u64 = 1 << 30;
 /// VSTCR_EL2: as [`VTCR`].
-const VSTCR: u64 = 24 | 1 << 6 | 1 << 29 | 1 << 30 | 1 << 31;
+const VSTCR: u64 = 24 | 1 << 6 | VSTCR_SW | VSTCR_SA | 1 << 31;
+const VSTCR_SW: u64 = 1 << 29;
+const VSTCR_SA: u64 = 1 << 30;
 
 // CPTR_EL2 with E2H = 0.
 const CPTR_RES1: u64 = 0x22ff;
@@ -198,9 +200,12 @@ pub fn enter_partition(root: u64, vmid: u16, vcpu: usize, forget: bool) {
 }
 
 /// Fault knobs: takes back what [`enter_partition`] set up against a partition's use of debug and performance registers,
-/// and of the CPU without end.
+/// and of the CPU without end, and what [`configure`] set up against its use of the secure world's memory.
 #[cfg(feature = "fault-knobs")]
-pub fn weaken(register_traps: bool, interrupt_routing: bool) {
+pub fn weaken(register_traps: bool, interrupt_routing: bool, normal_space: bool) {
+    if secure() {
+        msr!(register!(vstcr_el2), if normal_space { VSTCR & !(VSTCR_SW | VSTCR_SA) } else { VSTCR });
+    }
     if register_traps {
         msr!("mdcr_el2", mdcr(false));
     }

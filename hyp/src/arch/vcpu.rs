@@ -222,7 +222,11 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
         el2::enter_partition(world::partition_root(slot), slot.vmid(), vcpu, forget);
         forget = false;
         #[cfg(feature = "fault-knobs")]
-        el2::weaken(world::skips(knob::REGISTER_TRAPS), world::skips(knob::INTERRUPT_ROUTING));
+        el2::weaken(
+            world::skips(knob::REGISTER_TRAPS),
+            world::skips(knob::INTERRUPT_ROUTING),
+            world::skips(knob::NORMAL_SPACE),
+        );
         guest.el1.restore(features);
         #[cfg(feature = "fault-knobs")]
         weaken(features, &host_el1);

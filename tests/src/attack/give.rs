@@ -22,14 +22,14 @@ use crate::sys::{self, CODE_RETURNS};
 /// Where heap may be given that is not yet.
 const FREE_HEAP: u64 = layout::HEAP + HEAP_PAGES * PAGE_SIZE;
 /// Where a page of model may be given that is not yet.
-const FREE_MODEL: u64 = layout::MODEL + PAGE_SIZE;
+pub(super) const FREE_MODEL: u64 = layout::MODEL + PAGE_SIZE;
 
-fn one(base: u64) -> [PageRange; 1] {
+pub(super) fn one(base: u64) -> [PageRange; 1] {
     [PageRange { base, page_count: 1 }]
 }
 
 /// Whether a give was carried out; if not, it must have been refused for this reason.
-fn was_accepted(reply: Reply, reason: i32) -> Result<bool> {
+pub(super) fn was_accepted(reply: Reply, reason: i32) -> Result<bool> {
     match reply.status {
         0 => Ok(true),
         status if status == reason => Ok(false),
@@ -38,7 +38,7 @@ fn was_accepted(reply: Reply, reason: i32) -> Result<bool> {
 }
 
 /// Loads the rest of a partition that has already got some model, and returns it running.
-fn finish<'h>(scene: &Scene<'h>, mut partition: Partition<'h>) -> Result<Partition<'h>> {
+pub(super) fn finish<'h>(scene: &Scene<'h>, mut partition: Partition<'h>) -> Result<Partition<'h>> {
     partition.give_all(scene.image)?;
     scene.host.measure(partition.id())?;
     partition.start()?;

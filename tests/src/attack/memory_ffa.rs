@@ -57,11 +57,11 @@ fn descriptor(sender: u16, receiver: u16, attributes: u16, handle: u64, ranges: 
 }
 
 /// What the host lends or shares, by its receiver.
-fn lend(receiver: u16, ranges: &[(u64, u64)]) -> Vec<u8> {
+pub(super) fn lend(receiver: u16, ranges: &[(u64, u64)]) -> Vec<u8> {
     descriptor(ffa::HOST_ID, receiver, 0, 0, ranges)
 }
 
-fn share(receiver: u16, ranges: &[(u64, u64)]) -> Vec<u8> {
+pub(super) fn share(receiver: u16, ranges: &[(u64, u64)]) -> Vec<u8> {
     descriptor(ffa::HOST_ID, receiver, ATTRIBUTES, 0, ranges)
 }
 
@@ -87,17 +87,17 @@ fn give_tables(host: &Host, needed: u64) -> Result<()> {
     Ok(())
 }
 
-fn send(host: &Host, function: u32, bytes: &[u8]) -> Result<[u64; 18]> {
+pub(super) fn send(host: &Host, function: u32, bytes: &[u8]) -> Result<[u64; 18]> {
     call(host, function, bytes, bytes.len(), bytes.len())
 }
 
 /// 0 or the error of an answer.
-fn status(regs: &[u64]) -> i32 {
+pub(super) fn status(regs: &[u64]) -> i32 {
     if regs[0] as u32 == ffa::ERROR { regs[2] as i32 } else { 0 }
 }
 
 /// Whether it was carried out; if not, it must have been refused for this reason.
-fn was_accepted(regs: &[u64], reason: i32) -> Result<bool> {
+pub(super) fn was_accepted(regs: &[u64], reason: i32) -> Result<bool> {
     match status(regs) {
         0 => Ok(true),
         code if code == reason => Ok(false),
@@ -105,17 +105,17 @@ fn was_accepted(regs: &[u64], reason: i32) -> Result<bool> {
     }
 }
 
-fn handle(regs: &[u64]) -> Result<u64> {
+pub(super) fn handle(regs: &[u64]) -> Result<u64> {
     ensure!(regs[0] as u32 == ffa::SUCCESS_32, "refused: {}", status_name(status(regs)));
     Ok(regs[2] | regs[3] << 32)
 }
 
-fn reclaim(host: &Host, handle: u64) -> Result<[u64; 18]> {
+pub(super) fn reclaim(host: &Host, handle: u64) -> Result<[u64; 18]> {
     host.ffa(ffa::MEM_RECLAIM, [handle & 0xFFFF_FFFF, handle >> 32, 0])
 }
 
 /// The host's kernel reads; none: it aborts.
-fn host_reads(scene: &Scene<'_>, page: u64) -> Result<Option<u64>> {
+pub(super) fn host_reads(scene: &Scene<'_>, page: u64) -> Result<Option<u64>> {
     let values = scene.aborts(SIGSEGV, || child::access(&[Access::read(page)]))?;
     values.map(|values| values.first().copied().context("nothing was read")).transpose()
 }

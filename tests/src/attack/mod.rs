@@ -16,6 +16,7 @@ mod memory_ffa;
 mod messages;
 mod npu;
 mod pci;
+pub mod sel2;
 mod smmu;
 pub mod state;
 mod vcpu;
@@ -150,6 +151,13 @@ pub const ATTACKS: &[Attack] = &[
     raw("npu-interrupt-leaks", npu::interrupt_leaks, &[NpuInterrupt]),
     raw("npu-guesses-addresses", npu::guesses_addresses, &[NpuStream]),
     raw("dma-event-flood", dma::event_flood, &[DmaReports]),
+    raw("guard-imitated", sel2::guard_imitated, &[GuardName]),
+    raw("tables-shared", sel2::tables_shared, &[SkipSendOwnershipCheck]),
+    raw(
+        "partition-in-secure-space",
+        sel2::partition_in_secure_space,
+        &[NormalSpace, SkipOwnershipCheck, SkipScrubOnRecall, SkipClean],
+    ),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },
 ];
 
