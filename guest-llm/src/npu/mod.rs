@@ -319,18 +319,21 @@ impl<H: Hal, B: Broker, A: Addresses + World> Offload for Accelerator<H, B, A> {
         }
         let (world, second) = (&self.world, self.world.second());
         let Ok(mut lease) = self.lease.try_borrow_mut() else { return 0 };
+        let (begin, mut waiting_for) = (Cell::new(world.ticks()), Wait::List);
         // What cannot be done ends the work: what is behind it cannot be done either.
         let mut make = |part: usize| {
+            // Another list has ended.
+            begin.set(world.ticks());
             let first = part.checked_sub(1).map_or(Some(0), |before| ends.get(before).copied())?;
             jobs(world, buffers, steps.get(first..*ends.get(part)?)?)
         };
-        let (mut begin, mut waiting_for) = (world.ticks(), Wait::List);
         let (done, result) = lease.run(&mut make, &mut |wait| {
             let now = world.ticks();
             if wait != waiting_for {
-                (begin, waiting_for) = (now, wait);
+                waiting_for = wait;
+                begin.set(now);
             }
-            let waited = now.wrapping_sub(begin);
+            let waited = now.wrapping_sub(begin.get());
             match wait {
                 Wait::Turn => {
                     world.sleep(second / ASLEEP);
