@@ -5,13 +5,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use hyp_abi::manifest::layout;
+use hyp_abi::PAGE_SIZE;
+use hyp_abi::ffa::error::DENIED;
+use hyp_abi::manifest::{PRIVATE_END, layout};
 use hyp_abi::service::{LOG_SIZE, MEASUREMENT_SIZE, run_exit};
 use hyp_abi::stats::{PartitionStats, SystemStats};
 use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, GIVE_PRIVATE, Result};
 use crate::machine::{CallError, Contents, Exit, Machine, Measured};
 use crate::sys::{self, Command, SessionMap};
 use crate::virtio::block::Block;
@@ -175,11 +177,18 @@ impl Machine for Device {
     }
 
     fn give(&self, ipa: u64, contents: Contents<'_>, mappable: bool) -> std::result::Result<(), CallError> {
-        let command = match contents {
-            Contents::Zero(pages) => Command::GiveZero { ipa, pages, mappable },
-            Contents::Bytes(bytes) => Command::GiveBytes { ipa, bytes, mappable },
+        let (command, size) = match contents {
+            Contents::Zero(pages) => (Command::GiveZero { ipa, pages, mappable }, pages * PAGE_SIZE),
+            Contents::Bytes(bytes) => (Command::GiveBytes { ipa, bytes, mappable }, bytes.len() as u64),
         };
-        self.call(command).map(drop)
+        let end = PRIVATE_END.min(ipa.saturating_add(size));
+        self.call(command).map(drop).map_err(|error| match error {
+            // The hypervisor names one of the addresses below 4 GiB: there is no secure RAM for them.
+            CallError { status: DENIED, detail, .. } if (ipa..end).contains(&detail) => {
+                CallError { call: GIVE_PRIVATE, ..error }
+            }
+            error => error,
+        })
     }
 
     fn measure(&self) -> std::result::Result<Measured, CallError> {

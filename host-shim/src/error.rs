@@ -115,6 +115,12 @@ impl From<CallError> for Error {
                 "the caller's, no",
                 "call it again",
             ),
+            _ if call == GIVE_PRIVATE => Error::new(
+                Code::Partition,
+                format!("no secure RAM is left for the partition's image (at {detail:#x})"),
+                "the number of partitions is at",
+                "end another partition first (flexserve ps shows them)",
+            ),
             _ if status != 0 => Error::new(
                 Code::Partition,
                 format!("the hypervisor refuses {call}: {} (detail {detail:#x})", status_name(status)),
@@ -130,6 +136,9 @@ impl From<CallError> for Error {
         }
     }
 }
+
+/// Name of a GIVE that is refused for lack of secure RAM.
+pub const GIVE_PRIVATE: &str = "GIVE of the image";
 
 /// Name of an FF-A status.
 pub fn status_name(status: i32) -> String {
@@ -160,6 +169,17 @@ mod tests {
         assert_eq!(call_error(Errno::ENOMEM, 0).code, Code::HostMemory);
         assert_eq!(call_error(Errno::ENOMEM, ffa::error::NO_MEMORY).code, Code::HostMemory);
         assert_eq!(call_error(Errno::EACCES, ffa::error::DENIED).code, Code::Partition);
+        let full = CallError {
+            call: GIVE_PRIVATE,
+            errno: Errno::EACCES,
+            status: ffa::error::DENIED,
+            detail: 0x40_0000,
+        };
+        assert_eq!(
+            Error::from(full).to_string(),
+            "no secure RAM is left for the partition's image (at 0x400000); the number of partitions is at fault; \
+             end another partition first (flexserve ps shows them)"
+        );
         assert_eq!(call_error(Errno::EINTR, 0).code, Code::Interrupted);
         assert_eq!(call_error(Errno::EBUSY, 0).code, Code::Partition);
         assert_eq!(

@@ -145,6 +145,13 @@ fn check(manifest: &Manifest) -> Result<()> {
         if region.page_count == 0 || region.ipa % PAGE_SIZE != 0 || range.end > manifest::IPA_LIMIT {
             return refuse(format!("region {index} is empty, unaligned or beyond 40 bits"));
         }
+        if (region.kind == kind::IMAGE) != (range.start < manifest::PRIVATE_END)
+            || (region.kind == kind::IMAGE && range.end > manifest::PRIVATE_END)
+        {
+            return refuse(format!(
+                "region {index} is on the wrong side of 4 GiB: the image lies below, all else above"
+            ));
+        }
         let overlaps =
             |other: &Region| range.start < self::range(other).end && self::range(other).start < range.end;
         if used.iter().take(index).any(overlaps) {

@@ -12,6 +12,10 @@ use stage2::MAX_PARTITIONS;
 
 /// Table pages for the host's stage 2 at boot and for the first split.
 const TABLES: usize = 128;
+/// Bytes of secure RAM for private memory: what QEMU's `virt` machine has, less firmware's and ours.
+pub const SECURE_SIZE: usize = 11 << 20;
+/// Table pages for it: 8 of a partition with the project's image, and what says which pages are free.
+const SECURE_TABLES: usize = 8 * MAX_PARTITIONS + SECURE_SIZE / (2 << 20) + 4;
 
 /// Memory used by address only.
 #[repr(C, align(4096))]
@@ -66,6 +70,31 @@ pub struct Arena {
     /// The fault knobs that are on, by [`hyp_core::knob::bit`]: for the guard, too.
     #[cfg(feature = "fault-knobs")]
     pub(crate) knobs: AtomicU64,
+}
+
+/// RAM of the secure world for partitions' private memory, and what the CPU alone walks to it. It lies in the BSS of `spmc`.
+#[repr(C, align(16384))]
+pub struct SecureRam {
+    /// Of partitions, by slot; [`SecureRam::NOBODY`]; [`SecureRam::FREE`].
+    pub(crate) roots: [Root; MAX_PARTITIONS + 2],
+    pub(crate) tables: Pages<{ 4096 * SECURE_TABLES }>,
+    pub(crate) pages: Pages<SECURE_SIZE>,
+}
+
+impl SecureRam {
+    /// The root that maps nothing: for the host's VMID, under which nobody runs in this world.
+    pub(crate) const NOBODY: usize = MAX_PARTITIONS;
+    /// The root of the tree that says what is free.
+    pub(crate) const FREE: usize = MAX_PARTITIONS + 1;
+
+    /// All zero: no table maps anything.
+    pub const fn zeroed() -> Self {
+        Self { roots: [const { Root::empty() }; _], tables: Pages::zeroed(), pages: Pages::zeroed() }
+    }
+
+    pub(crate) fn root(&self, index: usize) -> u64 {
+        self.roots.get(index).map_or(0, Root::address)
+    }
 }
 
 impl Arena {

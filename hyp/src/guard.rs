@@ -104,16 +104,8 @@ impl Authority for Spmc {
                 && !ARENA.wait().skips(hyp_core::knob::GUARD_NAME)
             {
                 Self::refuse(registers);
-                registers[..8].copy_from_slice(&[
-                    ERROR.into(),
-                    0,
-                    INVALID_PARAMETERS as u32 as u64,
-                    0,
-                    0,
-                    0,
-                    0,
-                    0,
-                ]);
+                registers[..8].fill(0);
+                (registers[0], registers[2]) = (ERROR.into(), INVALID_PARAMETERS as u32 as u64);
                 return Answer::Done;
             }
             let mut arguments = [0; 17];

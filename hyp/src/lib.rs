@@ -23,7 +23,7 @@ pub mod spmc;
 mod world;
 
 pub use arch::host::Frame;
-pub use arena::Arena;
+pub use arena::{Arena, SecureRam};
 
 use arch::STACK_STRIDE;
 use arena::Pages;

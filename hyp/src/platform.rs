@@ -1,7 +1,7 @@
 //! The platform as the device tree describes it, and the device tree that the host gets to see. Nothing about a
 //! board is hard-coded: what the host may touch is an allow-list of device kinds, everything else disappears.
 
-use arrayvec::ArrayVec;
+use arrayvec::{ArrayString, ArrayVec};
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::fdt_mut::FdtMut;
 use dtoolkit::{Node, Property};
@@ -242,7 +242,7 @@ pub fn edit_for_host(
     load_base: u64,
 ) -> Result<(), PlatformError> {
     let mut fdt = FdtMut::from_slice(blob).map_err(|_| PlatformError::DeviceTree)?;
-    let mut removed = ArrayVec::<ArrayVec<u8, 64>, 96>::new();
+    let mut removed = ArrayVec::<Name, 96>::new();
     {
         let view = fdt.as_read_only();
         for node in view.root().children() {
@@ -256,22 +256,19 @@ pub fn edit_for_host(
             if KEPT_NODES.contains(&name) && device_allowed && !ours {
                 continue;
             }
-            let mut copy = ArrayVec::new();
-            copy.try_extend_from_slice(node.name().as_bytes()).map_err(|_| PlatformError::TooMany)?;
+            let copy = Name::from(node.name()).map_err(|_| PlatformError::TooMany)?;
             removed.try_push(copy).map_err(|_| PlatformError::TooMany)?;
         }
     }
     let mut root = fdt.root_mut();
-    for name in &removed {
-        if let Ok(name) = core::str::from_utf8(name) {
-            root.remove_child(name);
-        }
-    }
+    removed.iter().for_each(|name| {
+        root.remove_child(name);
+    });
     // The ITS lives below the interrupt controller: LPIs are refused (I6), so it goes too.
     for controller in ["intc", "interrupt-controller"] {
         while let Some(name) = child_name(fdt.as_read_only(), controller, "its") {
             let Some(mut node) = find_root_child(&mut fdt, controller) else { break };
-            if !core::str::from_utf8(&name).is_ok_and(|name| node.remove_child(name)) {
+            if !node.remove_child(&name) {
                 break;
             }
         }
@@ -316,28 +313,24 @@ pub fn edit_for_host(
     Ok(())
 }
 
-fn child_name(fdt: Fdt, parent: &str, prefix: &str) -> Option<ArrayVec<u8, 64>> {
+/// A node's name, or its path from the root.
+type Name = ArrayString<64>;
+
+fn child_name(fdt: Fdt, parent: &str, prefix: &str) -> Option<Name> {
     let parent = fdt.root().children().find(|n| n.name_without_address() == parent)?;
     let child = parent.children().find(|n| n.name_without_address() == prefix)?;
-    let mut name = ArrayVec::new();
-    name.try_extend_from_slice(child.name().as_bytes()).ok()?;
-    Some(name)
+    Name::from(child.name()).ok()
 }
 
 fn find_root_child<'a, B: dtoolkit::fdt_mut::FdtBuffer>(
     fdt: &'a mut FdtMut<B>,
     name: &str,
 ) -> Option<dtoolkit::fdt_mut::FdtNodeMut<'a, B>> {
-    let mut full = ArrayVec::<u8, 64>::new();
+    let mut path = Name::from("/").ok()?;
     {
-        let node = fdt.as_read_only();
-        let node = node.root().children().find(|n| n.name_without_address() == name)?;
-        full.try_extend_from_slice(node.name().as_bytes()).ok()?;
+        let view = fdt.as_read_only();
+        let node = view.root().children().find(|n| n.name_without_address() == name)?;
+        path.try_push_str(node.name()).ok()?;
     }
-    let path = core::str::from_utf8(&full).ok()?;
-    // Paths start with a slash; the root's children are found by name.
-    let mut absolute = ArrayVec::<u8, 72>::new();
-    absolute.try_push(b'/').ok()?;
-    absolute.try_extend_from_slice(path.as_bytes()).ok()?;
-    fdt.find_node_mut(core::str::from_utf8(&absolute).ok()?)
+    fdt.find_node_mut(&path)
 }

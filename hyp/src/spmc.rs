@@ -22,7 +22,7 @@ use smccc::smc64;
 use crate::arch::host::Abort;
 use crate::arch::{self, gic, memory, stage1, vcpu};
 use crate::platform::MAX_CPUS;
-use crate::{Arena, boot, machine, world};
+use crate::{Arena, SecureRam, boot, machine, world};
 
 /// x0-x17 of a call or an answer.
 type Registers = [u64; 18];
@@ -32,7 +32,7 @@ type Registers = [u64; 18];
 static AFFINITIES: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
 
 /// Runs on the first CPU, MMU off, stack and relocations in place.
-pub fn primary_main(load_base: u64) -> ! {
+pub fn primary_main(load_base: u64, secure_ram: &'static SecureRam) -> ! {
     unsafe extern "C" {
         fn spmc_secondary_entry();
     }
@@ -63,6 +63,7 @@ pub fn primary_main(load_base: u64) -> ! {
     // the rest of RAM before anybody uses it, is aligned, and atomics and bytes may have any value.
     let arena = unsafe { &*(arena as *const Arena) };
     let (entry, tree) = boot::prepare_host(&mut map, &boot::Given { tree, bundle, end, arena });
+    world::take_secure_ram(secure_ram).expect("tables suffice");
     for (place, affinity) in AFFINITIES.iter().zip(&world::platform().cpus) {
         place.store(*affinity, Ordering::Relaxed);
     }

@@ -7,21 +7,23 @@ use hyp_core::{Exit, HostAbort, Hypervisor, Next, Outcome};
 use log::info;
 use spin::Once;
 use spin::mutex::{TicketMutex, TicketMutexGuard};
-use stage2::{FlexMem, HOST_VMID, MAX_PARTITIONS, Machine, Pa, Slot};
+use stage2::{FlexMem, HOST_VMID, HostMemory, MAX_PARTITIONS, Machine, Pa, Slot};
 
 use crate::arch::host::Abort;
 use crate::arch::memory::{self, Hardware};
 use crate::arch::mmio::Access;
 use crate::arch::sysreg::mrs;
 use crate::arch::{el2, gic, vcpu};
+use crate::arena::SECURE_SIZE;
 use crate::machine::{is_panicking, note_panic, park};
 use crate::platform::{MAX_CPUS, Platform};
-use crate::{Arena, devices, machine};
+use crate::{Arena, SecureRam, devices, machine};
 
 /// Made at compile time: it is too large to pass over a boot stack. Memory is empty until [`init`].
 static POLICY: TicketMutex<Hypervisor> =
     TicketMutex::new(Hypervisor::new(FlexMem::new(Pa(0), [Pa(0); MAX_PARTITIONS], 0)));
 static ARENA: Once<&'static Arena> = Once::new();
+static SECURE_RAM: Once<&'static SecureRam> = Once::new();
 static PLATFORM: Once<Platform> = Once::new();
 /// Which CPUs are inside a partition.
 static INSIDE: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
@@ -34,6 +36,26 @@ const PSCI_CPU_OFF: u32 = 0x8400_0002;
 pub fn new_memory(arena: &'static Arena, reserve: u64) -> FlexMem {
     ARENA.call_once(|| arena);
     FlexMem::new(Pa(host_root()), arena.partition_roots.each_ref().map(|root| Pa(root.address())), reserve)
+}
+
+/// Takes secure RAM into use for private memory.
+pub fn take_secure_ram(ram: &'static SecureRam) -> Result<(), stage2::Error> {
+    SECURE_RAM.call_once(|| ram);
+    let roots = core::array::from_fn(|slot| Pa(ram.root(slot)));
+    let mut memory = FlexMem::new(Pa(ram.root(SecureRam::FREE)), roots, 0);
+    memory.boot_unwalked();
+    for page in ram.tables.pages(1) {
+        memory.boot_donate_table(&mut Hardware, Pa(page))?;
+    }
+    memory.boot_map_host(&mut Hardware, Pa(ram.pages.address()), SECURE_SIZE as u64, HostMemory::Ram)?;
+    lock().install_secure_ram(memory);
+    Ok(())
+}
+
+/// Root of a VMID's secure addresses.
+pub fn secure_root(vmid: u16) -> u64 {
+    let slot = Slot::all().find(|slot| slot.vmid() == vmid);
+    SECURE_RAM.get().map_or(0, |ram| ram.root(slot.map_or(SecureRam::NOBODY, Slot::index)))
 }
 
 /// Installs what boot found and built. Called once.
@@ -207,7 +229,8 @@ fn leave(cpu: usize) {
 /// the next access, whatever it masked; then waits until nobody is.
 fn cut_off_partitions() {
     devices::cut_off();
-    for root in &arena().partition_roots {
+    let secure = SECURE_RAM.get().into_iter().flat_map(|ram| ram.roots.iter().take(MAX_PARTITIONS));
+    for root in arena().partition_roots.iter().chain(secure) {
         root.0.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     }
     for slot in Slot::all() {

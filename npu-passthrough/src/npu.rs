@@ -14,18 +14,10 @@ pub const MAX_QUEUES: u16 = 8;
 
 /// Registers of the NPU: `offset` is from the start of [`Layout::window`], inside it and aligned.
 pub trait Mmio {
-    /// Reads one byte.
-    fn read8(&self, offset: u64) -> u8;
-    /// Reads two bytes.
-    fn read16(&self, offset: u64) -> u16;
-    /// Reads four bytes.
-    fn read32(&self, offset: u64) -> u32;
-    /// Writes one byte.
-    fn write8(&mut self, offset: u64, value: u8);
-    /// Writes two bytes.
-    fn write16(&mut self, offset: u64, value: u16);
-    /// Writes four bytes.
-    fn write32(&mut self, offset: u64, value: u32);
+    /// Reads `width` bytes: 1, 2 or 4.
+    fn read(&self, offset: u64, width: u8) -> u32;
+    /// Writes `width` bytes.
+    fn write(&mut self, offset: u64, width: u8, value: u32);
 }
 
 /// Why a function is no NPU that can be lent, or did not become one that can be lent on.
@@ -91,7 +83,7 @@ const DEVICE: u32 = 4;
 
 /// Reads until the hardware is given up on.
 const PATIENCE: u32 = 1_000_000;
-const NO_VECTOR: u16 = 0xffff;
+const NO_VECTOR: u32 = 0xffff;
 
 /// The common configuration (section 4.1.4.3).
 mod common {
@@ -171,7 +163,7 @@ impl Npu {
     }
 
     fn queue_count(&self, registers: &impl Mmio) -> Result<u16, Error> {
-        let count = registers.read16(self.layout.common + common::NUM_QUEUES);
+        let count = registers.read(self.layout.common + common::NUM_QUEUES, 2) as u16;
         if count <= MAX_QUEUES { Ok(count) } else { Err(Error::TooManyQueues) }
     }
 
@@ -180,35 +172,35 @@ impl Npu {
     /// still be allowed, so that the device stops without faults; it must have ended before a new owner comes.
     pub fn reset(&self, registers: &mut impl Mmio) -> Result<(), Error> {
         let at = |register: u64| self.layout.common + register;
-        registers.write8(at(common::DEVICE_STATUS), 0);
-        if !(0..PATIENCE).any(|_| registers.read8(at(common::DEVICE_STATUS)) == 0) {
+        registers.write(at(common::DEVICE_STATUS), 1, 0);
+        if !(0..PATIENCE).any(|_| registers.read(at(common::DEVICE_STATUS), 1) == 0) {
             return Err(Error::NotReset);
         }
-        registers.read8(self.layout.isr); // reading lowers the interrupt
+        registers.read(self.layout.isr, 1); // reading lowers the interrupt
         for select in [1, 0] {
-            registers.write32(at(common::DRIVER_FEATURE_SELECT), select);
-            registers.write32(at(common::DRIVER_FEATURE), 0);
+            registers.write(at(common::DRIVER_FEATURE_SELECT), 4, select);
+            registers.write(at(common::DRIVER_FEATURE), 4, 0);
         }
-        registers.write32(at(common::DEVICE_FEATURE_SELECT), 0);
+        registers.write(at(common::DEVICE_FEATURE_SELECT), 4, 0);
         if self.is_pristine(registers)? { Ok(()) } else { Err(Error::NotPristine) }
     }
 
     /// Whether the registers read as after power-on. Moves the selectors, and leaves them at 0.
     pub fn is_pristine(&self, registers: &mut impl Mmio) -> Result<bool, Error> {
         let at = |register: u64| self.layout.common + register;
-        let mut is_pristine = registers.read8(at(common::DEVICE_STATUS)) == 0
-            && registers.read32(at(common::DEVICE_FEATURE_SELECT)) == 0
-            && registers.read16(at(common::CONFIG_MSIX_VECTOR)) == NO_VECTOR
-            && registers.read8(self.layout.isr) == 0;
+        let mut is_pristine = registers.read(at(common::DEVICE_STATUS), 1) == 0
+            && registers.read(at(common::DEVICE_FEATURE_SELECT), 4) == 0
+            && registers.read(at(common::CONFIG_MSIX_VECTOR), 2) == NO_VECTOR
+            && registers.read(self.layout.isr, 1) == 0;
         for select in [1, 0] {
-            registers.write32(at(common::DRIVER_FEATURE_SELECT), select);
-            is_pristine &= registers.read32(at(common::DRIVER_FEATURE)) == 0;
+            registers.write(at(common::DRIVER_FEATURE_SELECT), 4, select);
+            is_pristine &= registers.read(at(common::DRIVER_FEATURE), 4) == 0;
         }
         for queue in (0..self.queue_count(registers)?).rev() {
-            registers.write16(at(common::QUEUE_SELECT), queue);
-            is_pristine &= registers.read16(at(common::QUEUE_ENABLE)) == 0
-                && registers.read16(at(common::QUEUE_MSIX_VECTOR)) == NO_VECTOR
-                && common::QUEUE_ADDRESSES.step_by(4).all(|address| registers.read32(at(address)) == 0);
+            registers.write(at(common::QUEUE_SELECT), 2, queue.into());
+            is_pristine &= registers.read(at(common::QUEUE_ENABLE), 2) == 0
+                && registers.read(at(common::QUEUE_MSIX_VECTOR), 2) == NO_VECTOR
+                && common::QUEUE_ADDRESSES.step_by(4).all(|address| registers.read(at(address), 4) == 0);
         }
         Ok(is_pristine)
     }

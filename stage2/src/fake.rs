@@ -106,6 +106,11 @@ fn is_table(desc: u64, level: u8) -> bool {
 /// Set in a VMID: an access by a DMA stream of that VMID, through its own root. Any core number does: the SMMU's TLB is
 /// invalidated with the cores'.
 pub const STREAM: u16 = 0x8000;
+/// Set in a VMID: an access at S-EL1 by a secure address, through a root of its own ([`FakeMachine::add_secure`]). The same
+/// invalidations concern it.
+pub const SECURE: u16 = 0x4000;
+/// The VMID without both.
+const OWNER: u16 = !(STREAM | SECURE);
 
 impl FakeMachine {
     /// A machine with `core_count` cores. The trees' roots are where [`crate::FlexMem::new`] is told they are.
@@ -119,6 +124,15 @@ impl FakeMachine {
             m.roles.insert(root, Role { vmid, ipa: 0, level: 1 });
         }
         m
+    }
+
+    /// Gives partitions trees for secure addresses.
+    pub fn add_secure(&mut self, roots: [Pa; MAX_PARTITIONS]) {
+        for slot in Slot::all() {
+            let (vmid, root) = (slot.vmid() | SECURE, roots[slot.index()].0);
+            self.roots.insert(vmid, root);
+            self.roles.insert(root, Role { vmid, ipa: 0, level: 1 });
+        }
     }
 
     /// Lets core 1 read `watched` (VMID, IPA) pages at every single step of the operations that follow.
@@ -292,7 +306,7 @@ impl FakeMachine {
             for cacheable in [true, false] {
                 if let Some(word) = self.read(1, vmid, Ipa(ipa), cacheable)
                     && let Some(owner) = secret_owner(word)
-                    && owner.vmid() != vmid & !STREAM
+                    && owner.vmid() != vmid & OWNER
                 {
                     self.violations.push(format!("VMID {vmid} read {word:x} at {ipa:x}"));
                 }
@@ -355,20 +369,20 @@ impl Machine for FakeMachine {
         let covers = |base: u64, size: u64| range.start <= base && base + size <= range.end;
         let touches = |base: u64, size: u64| base < range.end && range.start < base + size;
         for core in &mut self.cores {
-            core.leaves.retain(|&(v, base), _| v & !STREAM != vmid || !touches(base, PAGE_SIZE));
+            core.leaves.retain(|&(v, base), _| v & OWNER != vmid || !touches(base, PAGE_SIZE));
             core.tables
-                .retain(|&(v, level, base), _| v & !STREAM != vmid || !touches(base, 1 << shift(level - 1)));
+                .retain(|&(v, level, base), _| v & OWNER != vmid || !touches(base, 1 << shift(level - 1)));
         }
-        self.pending.retain(|p| p.vmid & !STREAM != vmid || !covers(p.ipa, p.size));
+        self.pending.retain(|p| p.vmid & OWNER != vmid || !covers(p.ipa, p.size));
         self.step();
     }
 
     fn tlbi_vmid(&mut self, vmid: u16) {
         for core in &mut self.cores {
-            core.leaves.retain(|&(v, _), _| v & !STREAM != vmid);
-            core.tables.retain(|&(v, _, _), _| v & !STREAM != vmid);
+            core.leaves.retain(|&(v, _), _| v & OWNER != vmid);
+            core.tables.retain(|&(v, _, _), _| v & OWNER != vmid);
         }
-        self.pending.retain(|pending| pending.vmid & !STREAM != vmid);
+        self.pending.retain(|pending| pending.vmid & OWNER != vmid);
         self.step();
     }
 

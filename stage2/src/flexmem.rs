@@ -7,7 +7,7 @@ use crate::pool::Pool;
 use crate::walk::{self, ADDRESS_END, ENTRIES, LAST_LEVEL, PARTITION_END, Place, Tree};
 use crate::{
     Census, Counters, Error, HOST_VMID, HostMemory, Ipa, MAX_LOANS, MAX_PARTITIONS, MAX_PINS, Machine,
-    PAGE_SIZE, Pa, PageRange, PageState, PartitionPage, Party, STEP_PAGES, Slot, Window,
+    NO_VMID, PAGE_SIZE, Pa, PageRange, PageState, PartitionPage, Party, STEP_PAGES, Slot, Window,
 };
 
 /// Life of a slot.
@@ -127,6 +127,11 @@ impl FlexMem {
     /// table and block in place, so that neither CPU nor DMA meets a hole.
     pub fn boot_change_in_place(&mut self) {
         self.in_place = true;
+    }
+
+    /// Boot: says that no host runs on the host's tree. It tells which pages are free, for [`Self::host_page`].
+    pub fn boot_unwalked(&mut self) {
+        self.host.vmid = NO_VMID;
     }
 
     /// Boot: records `[base, base + size)` as the hypervisor's. Optional: what is absent is refused all the same.
@@ -259,6 +264,12 @@ impl FlexMem {
         range.is_ok_and(|range| range.page_count() <= STEP_PAGES && self.check_ram(m, range).is_ok())
     }
 
+    /// The first page at or above `from` that is the host's alone, pinned or not. Looks at every entry up to it.
+    pub fn host_page<M: Machine>(&self, m: &M, from: Pa) -> Option<Pa> {
+        let found = walk::next(m, self.host.root, from.0, ADDRESS_END, Desc::is_host_ram);
+        found.map(|(at, _)| Pa(at))
+    }
+
     /// How memory is mapped now.
     pub fn census(&self) -> Census {
         let [leaves_1g, leaves_2m, leaves_4k] = self.leaves;
@@ -360,17 +371,14 @@ impl FlexMem {
         self.meter.switch(m.ticks(), part)
     }
 
-    /// Invalidates, for all cores.
-    pub(crate) fn tlbi<M: Machine>(&mut self, m: &mut M, tree: Tree, address: u64, page_count: u64) {
+    /// Invalidates pages from an address on, or everything, for all cores.
+    pub(crate) fn tlbi<M: Machine>(&mut self, m: &mut M, tree: Tree, pages: Option<(u64, u64)>) {
         let part = self.phase(m, Part::Tlbi);
-        m.tlbi_pages(tree.vmid, Ipa(address), page_count);
-        self.counters.tlbi_count += 1;
-        self.phase(m, part);
-    }
-
-    pub(crate) fn tlbi_all<M: Machine>(&mut self, m: &mut M, tree: Tree) {
-        let part = self.phase(m, Part::Tlbi);
-        m.tlbi_vmid(tree.vmid);
+        match pages {
+            _ if tree.vmid == NO_VMID => {}
+            Some((address, page_count)) => m.tlbi_pages(tree.vmid, Ipa(address), page_count),
+            None => m.tlbi_vmid(tree.vmid),
+        }
         self.counters.tlbi_count += 1;
         self.phase(m, part);
     }
@@ -404,13 +412,13 @@ impl FlexMem {
         let (base, page_count) = (walk::align(address, place.level), walk::size(place.level) / PAGE_SIZE);
         if place.desc.is_valid() && desc.is_valid() && !self.in_place && !skips!(self, SkipBreak) {
             self.set(m, tree, place, Desc::ABSENT);
-            self.tlbi(m, tree, base, page_count);
+            self.tlbi(m, tree, Some((base, page_count)));
             self.set(m, tree, place, desc);
         } else {
             let was_valid = place.desc.is_valid();
             self.set(m, tree, place, desc);
             if was_valid {
-                self.tlbi(m, tree, base, page_count);
+                self.tlbi(m, tree, Some((base, page_count)));
             }
         }
     }

@@ -17,11 +17,23 @@ macro_rules! skips {
     };
 }
 
-/// A protection that can be left out. The discriminants travel in the vendor service.
 #[cfg(any(test, feature = "fault-knobs"))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum Knob {
+macro_rules! knobs {
+    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+        /// A protection that can be left out. The discriminants travel in the vendor service.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Knob { $($(#[$doc])* $name = $number,)* }
+
+        impl Knob {
+            /// All knobs, in the order of their numbers.
+            pub const ALL: [Self; [$(Self::$name,)*].len()] = [$(Self::$name,)*];
+        }
+    };
+}
+
+#[cfg(any(test, feature = "fault-knobs"))]
+knobs! {
     /// Give leaves the page in the host's stage 2, with all rights.
     SkipHostUnmap = 0,
     /// Give, unshare and recall invalidate nothing (breaks before a make still do).
@@ -62,33 +74,6 @@ pub enum Knob {
     SkipSendOverlapCheck = 18,
     /// The window stays in the tree of who loses it.
     SkipWindowUnmap = 19,
-}
-
-#[cfg(any(test, feature = "fault-knobs"))]
-impl Knob {
-    /// All knobs, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
-        Self::SkipHostUnmap,
-        Self::SkipTlbi,
-        Self::SkipScrubOnGive,
-        Self::SkipScrubOnRecall,
-        Self::SkipClean,
-        Self::SkipOwnershipCheck,
-        Self::SkipOverlapCheck,
-        Self::SkipPinCheck,
-        Self::SkipIpaCheck,
-        Self::SkipUnshareUnmap,
-        Self::SkipScrubAll,
-        Self::SkipBreak,
-        Self::SkipSendOwnershipCheck,
-        Self::SkipSendPinCheck,
-        Self::SkipLendUnmap,
-        Self::SkipRelinquishUnmap,
-        Self::SkipBorrowedCheck,
-        Self::SkipScrubOnReclaim,
-        Self::SkipSendOverlapCheck,
-        Self::SkipWindowUnmap,
-    ];
 }
 
 #[cfg(any(test, feature = "fault-knobs"))]

@@ -85,3 +85,5 @@ pub const MAX_BORROWERS: usize = 4;
 pub const STREAM_ROOT: u64 = 2 * PAGE_SIZE;
 /// VMID of the host; partition slot `n` has VMID `n + 2`.
 pub const HOST_VMID: u16 = 1;
+/// VMID of a tree that nothing walks ([`FlexMem::boot_unwalked`]).
+pub(crate) const NO_VMID: u16 = 0;

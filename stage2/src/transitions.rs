@@ -98,8 +98,10 @@ impl Flush {
             return;
         }
         match self.runs.get(..self.count) {
-            Some(runs) => runs.iter().for_each(|run| flexmem.tlbi(m, tree, run.base().0, run.page_count())),
-            None => flexmem.tlbi_all(m, tree),
+            Some(runs) => {
+                runs.iter().for_each(|run| flexmem.tlbi(m, tree, Some((run.base().0, run.page_count()))))
+            }
+            None => flexmem.tlbi(m, tree, None),
         }
     }
 }
@@ -128,7 +130,7 @@ impl FlexMem {
                     let mut place = self.split_to(m, self.host, page, LAST_LEVEL)?;
                     self.set(m, self.host, &mut place, Desc::TABLE_PAGE);
                 }
-                self.tlbi(m, self.host, base, page_count);
+                self.tlbi(m, self.host, Some((base, page_count)));
                 for page in pages() {
                     m.zero(Pa(page));
                     self.pool.add(m, Pa(page), true);
@@ -399,7 +401,7 @@ impl FlexMem {
         let remaining = self.partition_page_count(slot);
         if remaining == 0 {
             // The VMID is used again only after this.
-            self.tlbi_all(m, tree);
+            self.tlbi(m, tree, None);
             self.partition_mut(slot)?.state = State::Free;
         }
         Ok(remaining)

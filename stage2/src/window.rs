@@ -87,7 +87,7 @@ impl FlexMem {
         if !skips!(self, SkipWindowUnmap) {
             m.store(tree.root, index, Desc::ABSENT.0);
         }
-        self.tlbi_all(m, tree);
+        self.tlbi(m, tree, None);
         Ok(())
     }
 

@@ -344,6 +344,9 @@ static int attack_register(struct flexattack_register *request)
 	REGISTER(27, 3, 0, 10, 2, 3);	/* PIR_EL1: permission indirection */
 	REGISTER(28, 3, 0, 2, 5, 0);	/* GCSCR_EL1: guarded control stack */
 	REGISTER(29, 3, 0, 1, 2, 1);	/* TRFCR_EL1: trace filter */
+	REGISTER(30, 3, 0, 12, 11, 5);	/* ICC_SGI1R_EL1 */
+	REGISTER(31, 3, 0, 12, 11, 6);	/* ICC_ASGI1R_EL1 */
+	REGISTER(32, 3, 0, 12, 11, 7);	/* ICC_SGI0R_EL1 */
 #undef REGISTER
 	default:
 		return -EINVAL;

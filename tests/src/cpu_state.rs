@@ -79,7 +79,7 @@ pub mod feature {
 }
 
 /// Registers that `kmod/cpu_state.c` reads and writes by number.
-pub const NUMBERED: [&str; 30] = [
+pub const NUMBERED: [&str; 33] = [
     "ID_AA64PFR0_EL1",
     "ID_AA64PFR1_EL1",
     "ID_AA64PFR2_EL1",
@@ -110,6 +110,9 @@ pub const NUMBERED: [&str; 30] = [
     "PIR_EL1",
     "GCSCR_EL1",
     "TRFCR_EL1",
+    "ICC_SGI1R_EL1",
+    "ICC_ASGI1R_EL1",
+    "ICC_SGI0R_EL1",
 ];
 
 /// Number of a register for the attack module.

@@ -80,6 +80,7 @@ knobs! {
     Serror = 0x74,
     GuardName = 0x75,
     NormalSpace = 0x76,
+    PrivateMemory = 0x77,
 }
 
 /// Makes the hypervisor panic.

@@ -254,6 +254,11 @@ impl<'h> Partition<'h> {
         Ok(differing)
     }
 
+    /// Has the secret kept in the image's data; returns its IPA.
+    pub fn keep(&mut self, secret: &Secret) -> Result<u64> {
+        Ok(self.act_on(probe::KEEP, secret)?.values()?[0])
+    }
+
     fn act_on(&mut self, kind: u32, secret: &Secret) -> Result<Answer> {
         self.command(kind, [COMPLEMENT, 0, 0, 0], secret.complement(), &mut Self::enter)
     }

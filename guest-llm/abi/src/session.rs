@@ -115,7 +115,8 @@ pub const EXIT_NO_MEMORY: u64 = 4;
 pub mod probe {
     use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-    /// Host to partition: reads 8 bytes at IPA `args[0]`. Result: `values[0]` = the value.
+    /// Host to partition: reads 8 bytes at IPA `args[0]`, with `args[1]` = 1 in the other address space than its own (at S-EL1;
+    /// see `hyp_abi::manifest::PRIVATE_END`). Result: `values[0]` = the value.
     pub const READ: u32 = 0x200;
     /// Host to partition: writes `args[1]` (8 bytes) at IPA `args[0]`. Result: `values[0]` = the value read back.
     pub const WRITE: u32 = 0x201;
@@ -159,6 +160,8 @@ pub mod probe {
     /// Host to partition: an FF-A call: `args[0]` = function, `args[1..]` = x1-x3. Result: `values` = x0-x3. It must not end the
     /// partition, nor take memory away that the probe lives in.
     pub const FFA: u32 = 0x210;
+    /// Host to partition: keeps the pattern, both words XORed with `args[0]`, in the image's data. Result: `values[0]` = its IPA.
+    pub const KEEP: u32 = 0x211;
 
     /// Host to partition: an FF-A call with x0-x3 = `args`, and x4, x5 = the pattern, if there is one. Result: status = the
     /// code of FFA_ERROR; `values[0]` = x0, `values[1..]` = w2 and w3, w4 and w5, w6 and w7 in one word each. While it waits for

@@ -20,7 +20,7 @@ pub struct Table(pub [u64; 512]);
 const TABLE: u64 = 3;
 const BLOCK: u64 = 1;
 /// Output address in the non-secure space: Flex-Mem is normal memory also at S-EL1. Ignored at EL1.
-const NON_SECURE: u64 = 1 << 5;
+pub const NON_SECURE: u64 = 1 << 5;
 const READ_ONLY: u64 = 1 << 7;
 const INNER_SHAREABLE: u64 = 3 << 8;
 const ACCESSED: u64 = 1 << 10;

@@ -20,7 +20,9 @@ pub const TEMPLATE_BYTES_MAX: usize = 256 << 10;
 /// Longest text that results, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
 /// Instructions that a template may execute.
-const FUEL: u64 = 2_000_000;
+const FUEL: u64 = 1_000_000;
+/// Elements of a range: one instruction may look at all of them. Templates count turns and tools.
+const RANGE_MAX: usize = 1000;
 /// How deep macros and includes may call each other.
 const RECURSION_MAX: usize = 64;
 
@@ -105,6 +107,7 @@ pub fn render(input: &Input) -> Result<String, Error> {
     environment.add_function("raise_exception", |text: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
     });
+    environment.add_function("range", range);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     environment.add_function("strftime_now", move |format: String| strftime(&format, now));
     environment.add_template("chat", &input.template)?;
@@ -122,6 +125,18 @@ pub fn render(input: &Input) -> Result<String, Error> {
     let mut text = Bounded(Vec::new());
     environment.get_template("chat")?.render_captured_to(variables, &mut text)?;
     String::from_utf8(text.0).map_err(|_| Error("the text is not UTF-8".into()))
+}
+
+/// The engine's own, but shorter.
+fn range(lower: isize, upper: Option<isize>, step: Option<isize>) -> Result<Value, minijinja::Error> {
+    let range = minijinja::functions::range(lower, upper, step)?;
+    match range.len() {
+        Some(0..=RANGE_MAX) => Ok(range),
+        _ => {
+            let what = format!("a range of more than {RANGE_MAX} elements");
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, what))
+        }
+    }
 }
 
 /// The date and time, in UTC, in as much of C's notation as templates use.
@@ -203,6 +218,29 @@ mod tests {
             eos_token: "</s>".into(),
             enable_thinking: None,
         }
+    }
+
+    #[test]
+    fn ranges_are_bounded() {
+        assert_eq!(render(&input("{% for i in range(3) %}{{ i }}{% endfor %}")).unwrap(), "012");
+        assert_eq!(render(&input("{% for i in range(7, 1, -3) %}{{ i }}{% endfor %}")).unwrap(), "74");
+        assert_eq!(render(&input("{{ range(1000)|length }}")).unwrap(), "1000");
+        for long in ["range(1001)", "range(0, 99999)", "range(99999, 0, -1)", "range(-1001, 0)"] {
+            let error = render(&input(&format!("{{{{ {long} }}}}"))).unwrap_err();
+            assert!(error.to_string().contains("more than 1000"), "{long}: {error}");
+        }
+    }
+
+    #[test]
+    fn slices_go_backwards() {
+        let joined = |slice: &str| {
+            render(&input(&format!("{{% for m in messages[{slice}] %}}{{{{ m.content }}}},{{% endfor %}}")))
+                .unwrap()
+        };
+        assert_eq!(joined("::-1"), "ok, yo ,hi,be kind,");
+        assert_eq!(joined(":2:-1"), "ok,");
+        // Nothing lies between the last and one behind it (an overflow in minijinja 2.24, were it checked).
+        assert_eq!(joined(":9:-1"), "");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! The image is an ELF file whose section `.manifest` (not loaded) holds one [`Manifest`]. The host passes it with
 //! CREATE; the hypervisor validates it, hashes it first of all into the measurement, and lets pages be given only
 //! inside its regions. Regions do not overlap, are page-aligned, below [`IPA_LIMIT`], and none is both writable and
-//! executable.
+//! executable. Regions of the image, and no others, lie below [`PRIVATE_END`]: a partition at S-EL1 finds them in the secure
+//! address space, in secure RAM, and all others in the non-secure one; what lies there is never shared or lent.
 //!
 //! # Measurement
 //! SHA-384 over: [`MEASURE_LABEL`], the manifest's bytes, then for every given page of an IMAGE or MODEL region in
@@ -21,6 +22,9 @@ pub const MEASURE_LABEL: [u8; 16] = *b"flexserve-meas-1";
 pub const MAX_REGIONS: usize = 16;
 /// IPAs are below this (40 bits, the stage-2 format of this project).
 pub const IPA_LIMIT: u64 = 1 << 39;
+
+/// IPAs of the image are below this, all others above.
+pub const PRIVATE_END: u64 = 1 << 32;
 
 /// Region kinds.
 pub mod kind {
@@ -85,8 +89,7 @@ pub struct Manifest {
 }
 const _: () = assert!(size_of::<Manifest>() == 48 + 24 * MAX_REGIONS);
 
-/// IPAs that the project's own partition image uses. Secure RAM of the S-EL2 deployment lies below 4 GiB, so
-/// Flex-Mem lies above.
+/// IPAs that the project's own partition image uses.
 pub mod layout {
     /// Image: code, read-only data, data.
     pub const IMAGE: u64 = 0x0040_0000;

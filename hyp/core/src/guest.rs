@@ -6,7 +6,7 @@ use crate::message::{self, Endpoint};
 use crate::npu::{self, Npu};
 use crate::partition::{self, End, Partition, State, Vcpu};
 use crate::service::{self, Refusal, Results};
-use crate::{Exit, Hypervisor, Next, Platform, manifest, psci};
+use crate::{Exit, Hypervisor, Next, Platform, manifest, private, psci};
 use hyp_abi::ffa::error::{DENIED, INVALID_PARAMETERS, NOT_SUPPORTED};
 use hyp_abi::ffa::{
     HOST_ID, ID_GET, INTERRUPT, MSG_SEND_DIRECT_REQ_32, MSG_SEND_DIRECT_REQ_64, MSG_SEND_DIRECT_REQ2,
@@ -16,6 +16,10 @@ use hyp_abi::ffa::{
 use hyp_abi::manifest::kind;
 use hyp_abi::service::{crash, op, run_exit};
 use stage2::{FlexMem, Ipa, Party, Slot};
+
+/// How often in a row a vCPU may repeat an access that its stage 2 allows by now. At S-EL1 it may never succeed: by an address of
+/// the wrong space. HPFAR_EL2.NS would say so, but emulation (QEMU 10.0) has it the wrong way round.
+const PATIENCE: u8 = 100;
 
 /// What an exit leads to.
 enum Step {
@@ -172,6 +176,7 @@ impl Partition {
 impl<P: Platform> Call<'_, P> {
     fn step(&mut self, exit: Exit, guest: &mut [u64; 18]) -> Step {
         let target = ffa::run_target(self.partition, self.vcpu);
+        let repeats = self.partition.count_repeats(self.vcpu, exit);
         match exit {
             Exit::Call => self.call(guest),
             Exit::Interrupt => {
@@ -187,7 +192,9 @@ impl<P: Platform> Call<'_, P> {
             Exit::WaitForInterrupt { deadline } => self.wait_until(deadline),
             Exit::Abort { ipa, fetch: false, .. } if self.is_npu_register(ipa) => Step::NoDevice,
             // The page is there by now: a break-before-make window of a give.
-            Exit::Abort { ipa, write, fetch } if self.allows(ipa, write, fetch) => Step::Resume,
+            Exit::Abort { ipa, write, fetch } if repeats < PATIENCE && self.allows(ipa, write, fetch) => {
+                Step::Resume
+            }
             Exit::Abort { ipa, .. } => Step::End(End::Crashed([crash::ABORT, ipa, 0])),
             Exit::Undefined { class } => Step::End(End::Crashed([crash::UNDEFINED, class, 0])),
             Exit::SError => Step::End(End::Crashed([crash::SERROR, 0, 0])),
@@ -245,7 +252,8 @@ impl<P: Platform> Call<'_, P> {
     fn allows(&self, ipa: u64, write: bool, fetch: bool) -> bool {
         use stage2::Access::{Read, ReadExecute, ReadWrite};
         let page = self.memory.partition_page(self.platform, self.partition.slot, Ipa(ipa));
-        page.is_some_and(|page| match page.access {
+        // Private memory is as it was when the partition was started.
+        page.filter(|_| !private::is_private(ipa)).is_some_and(|page| match page.access {
             Read => !write && !fetch,
             ReadWrite => !fetch,
             ReadExecute => !write,

@@ -46,142 +46,109 @@
 //! | 0x73 | `HIDDEN_FEATURES` | the traps of a hidden feature's register, TPIDR2_EL0 of SME (arch layer) |
 //! | 0x74 | `SERROR` | nothing: while it is on, every entry meets a pending SError (arch layer) |
 //! | 0x75 | `GUARD_NAME` | the guard's refusal to pass on what the host says under another name (the guard, at S-EL2) |
-//! | 0x76 | `NORMAL_SPACE` | the bits that keep a partition's pages and tables in the normal world's memory (arch layer, at S-EL2) |
+//! | 0x76 | `NORMAL_SPACE` | the bits by which a partition's non-secure addresses lead to the normal world's memory (arch layer, at S-EL2) |
+//! | 0x77 | `PRIVATE_MEMORY` | private memory in secure RAM: a partition runs on what the host gave (arch layer, at S-EL2) |
 //! | 0xFF | `PANIC` | nothing: the call makes the hypervisor panic at once |
 
-/// RXTX_MAP's ownership check.
-pub const RXTX_OWNERSHIP: u64 = 0x40;
-/// CPU_ON's entry check.
-pub const CPU_ON_ENTRY: u64 = 0x41;
-/// GIVE's check that contents come before measuring.
-pub const CONTENTS_AFTER_MEASURE: u64 = 0x42;
-/// RECALL's state check.
-pub const RECALL_STATE: u64 = 0x43;
-/// One copy of every list.
-pub const TX_SINGLE_FETCH: u64 = 0x44;
-/// Rights of read-only regions.
-pub const REGION_ACCESS: u64 = 0x45;
-/// The end of a partition that touches what it was not given.
-pub const PARTITION_ABORT: u64 = 0x46;
-/// Checks of a list's numbers.
-pub const RANGE_FORM: u64 = 0x47;
-/// The closed list of firmware calls.
-pub const SMC_ALLOW_LIST: u64 = 0x48;
-/// The closed list of devices.
-pub const DEVICE_ALLOW_LIST: u64 = 0x49;
-/// The switch of SIMD registers.
-pub const SIMD_SWITCH: u64 = 0x4A;
-/// The traps of registers that are not a partition's.
-pub const REGISTER_TRAPS: u64 = 0x4B;
-/// The routing of interrupts to the hypervisor.
-pub const INTERRUPT_ROUTING: u64 = 0x4C;
-/// RETRIEVE_REQ's check of the caller.
-pub const HANDLE_RECEIVER: u64 = 0x50;
-/// RECLAIM's check of the caller.
-pub const HANDLE_SENDER: u64 = 0x51;
-/// Bounds of memory descriptors.
-pub const DESCRIPTOR_BOUNDS: u64 = 0x52;
-/// Ownership of a partition's buffers.
-pub const GUEST_MAILBOX: u64 = 0x58;
-/// The receiver's consent to a notification.
-pub const NOTIFICATION_BINDING: u64 = 0x59;
-/// The sender's id.
-pub const SENDER_ID: u64 = 0x5A;
-/// Ownership of RX.
-pub const RX_OWNERSHIP: u64 = 0x5B;
-/// Characters of partitions' logs.
-pub const LOG_CHARACTERS: u64 = 0x5C;
-/// One CPU at a time in a vCPU.
-pub const VCPU_INSIDE: u64 = 0x60;
-/// No more vCPUs than the manifest says.
-pub const VCPU_COUNT: u64 = 0x61;
-/// The reset of the NPU.
-pub const NPU_RESET: u64 = 0x62;
-/// SMMU invalidation at a switch of the NPU.
-pub const NPU_INVALIDATE: u64 = 0x63;
-/// SMMU invalidation at every change of stage 2.
-pub const SMMU_INVALIDATE: u64 = 0x64;
-/// Fixed base address registers.
-pub const BAR_MOVE: u64 = 0x65;
-/// Fixed bus numbers.
-pub const BUS_NUMBERS: u64 = 0x66;
-/// The NPU's configuration space.
-pub const NPU_CONFIG: u64 = 0x67;
-/// No message-signalled interrupts.
-pub const MSI: u64 = 0x68;
-/// No LPI tables.
-pub const GICR_TABLES: u64 = 0x69;
-/// A root without devices for the host's streams.
-pub const STREAM_ROOT: u64 = 0x6A;
-/// No interrupts of a partition's NPU.
-pub const NPU_INTERRUPT: u64 = 0x6B;
-/// The NPU's stream follows its owner.
-pub const NPU_STREAM: u64 = 0x6C;
-/// The bound on reports of refused DMA.
-pub const DMA_REPORTS: u64 = 0x6D;
-/// The switch of pointer authentication keys.
-pub const PAUTH_SWITCH: u64 = 0x70;
-/// Breakpoints and watchpoints off across entry.
-pub const DEBUG_OFF: u64 = 0x71;
-/// The host's counters stopped across entry.
-pub const COUNTERS_STOP: u64 = 0x72;
-/// The traps of a hidden feature.
-pub const HIDDEN_FEATURES: u64 = 0x73;
-/// An event that emulation does not have: a pending SError at every entry.
-pub const SERROR: u64 = 0x74;
-/// Nobody but the guard speaks under the guard's name.
-pub const GUARD_NAME: u64 = 0x75;
-/// Partitions reach the normal world's memory only.
-pub const NORMAL_SPACE: u64 = 0x76;
-/// An action: panic now.
-pub const PANIC: u64 = 0xFF;
+macro_rules! knobs {
+    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+        $($(#[$doc])* pub const $name: u64 = $number;)*
 
-/// Every knob of this crate with its name, for the attack suite.
-pub const NAMES: &[(&str, u64)] = &[
-    ("RXTX_OWNERSHIP", RXTX_OWNERSHIP),
-    ("CPU_ON_ENTRY", CPU_ON_ENTRY),
-    ("CONTENTS_AFTER_MEASURE", CONTENTS_AFTER_MEASURE),
-    ("RECALL_STATE", RECALL_STATE),
-    ("TX_SINGLE_FETCH", TX_SINGLE_FETCH),
-    ("REGION_ACCESS", REGION_ACCESS),
-    ("PARTITION_ABORT", PARTITION_ABORT),
-    ("RANGE_FORM", RANGE_FORM),
-    ("SMC_ALLOW_LIST", SMC_ALLOW_LIST),
-    ("DEVICE_ALLOW_LIST", DEVICE_ALLOW_LIST),
-    ("SIMD_SWITCH", SIMD_SWITCH),
-    ("REGISTER_TRAPS", REGISTER_TRAPS),
-    ("INTERRUPT_ROUTING", INTERRUPT_ROUTING),
-    ("HANDLE_RECEIVER", HANDLE_RECEIVER),
-    ("HANDLE_SENDER", HANDLE_SENDER),
-    ("DESCRIPTOR_BOUNDS", DESCRIPTOR_BOUNDS),
-    ("GUEST_MAILBOX", GUEST_MAILBOX),
-    ("NOTIFICATION_BINDING", NOTIFICATION_BINDING),
-    ("SENDER_ID", SENDER_ID),
-    ("RX_OWNERSHIP", RX_OWNERSHIP),
-    ("LOG_CHARACTERS", LOG_CHARACTERS),
-    ("VCPU_INSIDE", VCPU_INSIDE),
-    ("VCPU_COUNT", VCPU_COUNT),
-    ("NPU_RESET", NPU_RESET),
-    ("NPU_INVALIDATE", NPU_INVALIDATE),
-    ("SMMU_INVALIDATE", SMMU_INVALIDATE),
-    ("BAR_MOVE", BAR_MOVE),
-    ("BUS_NUMBERS", BUS_NUMBERS),
-    ("NPU_CONFIG", NPU_CONFIG),
-    ("MSI", MSI),
-    ("GICR_TABLES", GICR_TABLES),
-    ("STREAM_ROOT", STREAM_ROOT),
-    ("NPU_INTERRUPT", NPU_INTERRUPT),
-    ("NPU_STREAM", NPU_STREAM),
-    ("DMA_REPORTS", DMA_REPORTS),
-    ("PAUTH_SWITCH", PAUTH_SWITCH),
-    ("DEBUG_OFF", DEBUG_OFF),
-    ("COUNTERS_STOP", COUNTERS_STOP),
-    ("HIDDEN_FEATURES", HIDDEN_FEATURES),
-    ("SERROR", SERROR),
-    ("GUARD_NAME", GUARD_NAME),
-    ("NORMAL_SPACE", NORMAL_SPACE),
-    ("PANIC", PANIC),
-];
+        /// Every knob of this crate with its name, for the attack suite.
+        pub const NAMES: &[(&str, u64)] = &[$((stringify!($name), $number),)*];
+    };
+}
+
+knobs! {
+    /// RXTX_MAP's ownership check.
+    RXTX_OWNERSHIP = 0x40,
+    /// CPU_ON's entry check.
+    CPU_ON_ENTRY = 0x41,
+    /// GIVE's check that contents come before measuring.
+    CONTENTS_AFTER_MEASURE = 0x42,
+    /// RECALL's state check.
+    RECALL_STATE = 0x43,
+    /// One copy of every list.
+    TX_SINGLE_FETCH = 0x44,
+    /// Rights of read-only regions.
+    REGION_ACCESS = 0x45,
+    /// The end of a partition that touches what it was not given.
+    PARTITION_ABORT = 0x46,
+    /// Checks of a list's numbers.
+    RANGE_FORM = 0x47,
+    /// The closed list of firmware calls.
+    SMC_ALLOW_LIST = 0x48,
+    /// The closed list of devices.
+    DEVICE_ALLOW_LIST = 0x49,
+    /// The switch of SIMD registers.
+    SIMD_SWITCH = 0x4A,
+    /// The traps of registers that are not a partition's.
+    REGISTER_TRAPS = 0x4B,
+    /// The routing of interrupts to the hypervisor.
+    INTERRUPT_ROUTING = 0x4C,
+    /// RETRIEVE_REQ's check of the caller.
+    HANDLE_RECEIVER = 0x50,
+    /// RECLAIM's check of the caller.
+    HANDLE_SENDER = 0x51,
+    /// Bounds of memory descriptors.
+    DESCRIPTOR_BOUNDS = 0x52,
+    /// Ownership of a partition's buffers.
+    GUEST_MAILBOX = 0x58,
+    /// The receiver's consent to a notification.
+    NOTIFICATION_BINDING = 0x59,
+    /// The sender's id.
+    SENDER_ID = 0x5A,
+    /// Ownership of RX.
+    RX_OWNERSHIP = 0x5B,
+    /// Characters of partitions' logs.
+    LOG_CHARACTERS = 0x5C,
+    /// One CPU at a time in a vCPU.
+    VCPU_INSIDE = 0x60,
+    /// No more vCPUs than the manifest says.
+    VCPU_COUNT = 0x61,
+    /// The reset of the NPU.
+    NPU_RESET = 0x62,
+    /// SMMU invalidation at a switch of the NPU.
+    NPU_INVALIDATE = 0x63,
+    /// SMMU invalidation at every change of stage 2.
+    SMMU_INVALIDATE = 0x64,
+    /// Fixed base address registers.
+    BAR_MOVE = 0x65,
+    /// Fixed bus numbers.
+    BUS_NUMBERS = 0x66,
+    /// The NPU's configuration space.
+    NPU_CONFIG = 0x67,
+    /// No message-signalled interrupts.
+    MSI = 0x68,
+    /// No LPI tables.
+    GICR_TABLES = 0x69,
+    /// A root without devices for the host's streams.
+    STREAM_ROOT = 0x6A,
+    /// No interrupts of a partition's NPU.
+    NPU_INTERRUPT = 0x6B,
+    /// The NPU's stream follows its owner.
+    NPU_STREAM = 0x6C,
+    /// The bound on reports of refused DMA.
+    DMA_REPORTS = 0x6D,
+    /// The switch of pointer authentication keys.
+    PAUTH_SWITCH = 0x70,
+    /// Breakpoints and watchpoints off across entry.
+    DEBUG_OFF = 0x71,
+    /// The host's counters stopped across entry.
+    COUNTERS_STOP = 0x72,
+    /// The traps of a hidden feature.
+    HIDDEN_FEATURES = 0x73,
+    /// An event that emulation does not have: a pending SError at every entry.
+    SERROR = 0x74,
+    /// Nobody but the guard speaks under the guard's name.
+    GUARD_NAME = 0x75,
+    /// What is not private leads to the normal world's memory.
+    NORMAL_SPACE = 0x76,
+    /// What is private leads to secure RAM.
+    PRIVATE_MEMORY = 0x77,
+    /// An action: panic now.
+    PANIC = 0xFF,
+}
 
 /// The bit of a knob among all.
 #[cfg(feature = "fault-knobs")]
@@ -236,33 +203,4 @@ impl Knobs {
         self.off = if on { self.off | bit(knob) } else { self.off & !bit(knob) };
         true
     }
-}
-
-/// The knob of [`stage2`] that a number means.
-#[cfg(feature = "fault-knobs")]
-pub(crate) fn stage2_knob(number: u64) -> Option<stage2::Knob> {
-    use stage2::Knob::*;
-    let knobs = [
-        SkipHostUnmap,
-        SkipTlbi,
-        SkipScrubOnGive,
-        SkipScrubOnRecall,
-        SkipClean,
-        SkipOwnershipCheck,
-        SkipOverlapCheck,
-        SkipPinCheck,
-        SkipIpaCheck,
-        SkipUnshareUnmap,
-        SkipScrubAll,
-        SkipBreak,
-        SkipSendOwnershipCheck,
-        SkipSendPinCheck,
-        SkipLendUnmap,
-        SkipRelinquishUnmap,
-        SkipBorrowedCheck,
-        SkipScrubOnReclaim,
-        SkipSendOverlapCheck,
-        SkipWindowUnmap,
-    ];
-    knobs.into_iter().find(|knob| *knob as u64 == number)
 }

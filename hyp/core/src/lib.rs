@@ -47,6 +47,7 @@ mod message;
 mod notification;
 mod npu;
 mod partition;
+mod private;
 mod psci;
 mod service;
 #[cfg(test)]
@@ -211,6 +212,8 @@ struct Mailbox {
 /// All of the hypervisor's policy state; fixed size, no allocation.
 pub struct Hypervisor {
     memory: FlexMem,
+    /// Pages of secure RAM that partitions have, where there is such RAM.
+    secure: Option<FlexMem>,
     partitions: [Option<Partition>; MAX_PARTITIONS],
     version: ffa::Negotiation,
     mailbox: Option<Mailbox>,
@@ -237,6 +240,7 @@ impl Hypervisor {
     pub const fn new(memory: FlexMem) -> Self {
         Self {
             memory,
+            secure: None,
             partitions: [const { None }; MAX_PARTITIONS],
             version: ffa::Negotiation::new(),
             mailbox: None,
@@ -358,6 +362,7 @@ impl Hypervisor {
     /// Zeroes every page of every partition, before a reset or by the panic handler. Walks at most all partition pages.
     pub fn scrub_for_reset(&self, platform: &mut impl Platform) {
         self.memory.scrub_all(platform);
+        self.secure.iter().for_each(|secure| secure.scrub_all(platform));
     }
 
     /// Forbids every further entry and kicks out who is inside.

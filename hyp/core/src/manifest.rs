@@ -1,10 +1,13 @@
 //! Validation of the manifest that the host passes with CREATE. Everything later relies on what is checked here:
-//! regions do not overlap, no page is both writable and executable, and the entry lies in an executable region.
+//! regions do not overlap, no page is both writable and executable, the entry lies in an executable region, and what lies below
+//! [`PRIVATE_END`] is the image.
 
 use crate::service::Refusal;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error::INVALID_PARAMETERS;
-use hyp_abi::manifest::{IPA_LIMIT, MAGIC, MAX_REGIONS, Manifest, Region, VERSION, access, kind};
+use hyp_abi::manifest::{
+    IPA_LIMIT, MAGIC, MAX_REGIONS, Manifest, PRIVATE_END, Region, VERSION, access, kind,
+};
 use hyp_abi::service::MAX_VCPUS;
 
 /// Checks every rule. The refusal names the index of the region at fault, or [`MAX_REGIONS`] for the header.
@@ -76,6 +79,10 @@ fn region_is_sound(region: &Region) -> bool {
         && region.ipa.is_multiple_of(PAGE_SIZE)
         && (1..=IPA_LIMIT / PAGE_SIZE).contains(&region.page_count)
         && region.ipa <= IPA_LIMIT - region.page_count * PAGE_SIZE
+        && match region.kind {
+            kind::IMAGE => region.ipa + region.page_count * PAGE_SIZE <= PRIVATE_END,
+            _ => region.ipa >= PRIVATE_END,
+        }
 }
 
 /// Both regions are sound, so their ends do not overflow.

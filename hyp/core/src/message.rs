@@ -7,7 +7,7 @@
 
 use crate::ffa::{self, Answer, success};
 use crate::partition::{self, Partition, State, Vcpu};
-use crate::{Hypervisor, Outcome, Platform, knob};
+use crate::{Hypervisor, Outcome, Platform, knob, private};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error::{BUSY, DENIED, INVALID_PARAMETERS};
 use hyp_abi::ffa::{
@@ -196,7 +196,8 @@ impl Hypervisor {
 
     fn own_page(&self, platform: &impl Platform, slot: Slot, ipa: Ipa) -> Result<Pa, i32> {
         let unchecked = self.knobs.skips(knob::GUEST_MAILBOX);
-        buffer_page(&self.memory, platform, slot, ipa, unchecked).ok_or(DENIED)
+        let memory = private::space(&self.memory, &self.secure, ipa.0);
+        buffer_page(memory, platform, slot, ipa, unchecked).ok_or(DENIED)
     }
 
     /// TX of an endpoint.

@@ -2,7 +2,7 @@
 
 use crate::ffa::Answer;
 use crate::partition::{self, End, Partition, State, Vcpu};
-use crate::{Hypervisor, Mailbox, Platform, knob, manifest};
+use crate::{Hypervisor, Mailbox, Platform, knob, manifest, private};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error::{ABORTED, BUSY, DENIED, INVALID_PARAMETERS, NO_MEMORY, NOT_SUPPORTED};
 use hyp_abi::manifest::{Manifest, access, kind};
@@ -172,6 +172,9 @@ impl Hypervisor {
         let free = self.partitions.iter().position(Option::is_none).and_then(Slot::new);
         let slot = free.ok_or(refuse(BUSY))?;
         self.memory.partition_create(platform, slot)?;
+        if let Some(secure) = &mut self.secure {
+            secure.partition_create(platform, slot)?;
+        }
         let partition = Partition::new(slot, manifest);
         let id = partition.id();
         if let Some(place) = self.partitions.get_mut(slot.index()) {
@@ -223,13 +226,14 @@ impl Hypervisor {
         let ranges = self.ranges.get(..count as usize).unwrap_or_default();
         let fill = if contents { Fill::Keep } else { Fill::Zero };
         let pages = self.memory.host_give_partition(platform, slot, ranges, Ipa(ipa), access, fill)?;
+        self.copy_private(platform, slot, ipa, pages)?;
         self.partition_mut(id)?.account(ipa, pages, false);
         Ok([pages, 0, 0, 0])
     }
 
     /// Created, Measuring; in Measured it delivers the result again.
     fn measure(&mut self, platform: &mut impl Platform, id: u64) -> Result<Results, Refusal> {
-        let Self { partitions, memory, mailbox, buffer, .. } = self;
+        let Self { partitions, memory, secure, mailbox, buffer, .. } = self;
         let partition = find(partitions, id)?;
         let mailbox = free_rx(mailbox)?;
         let slot = partition.slot;
@@ -250,7 +254,9 @@ impl Hypervisor {
                     if steps == MEASURE_STEP_PAGES {
                         return Ok([measuring.remaining.max(1), 0, 0, 0]);
                     }
-                    platform.read_page(page.pa, buffer);
+                    let used = private::space(memory, secure, page.ipa.0);
+                    let used = used.partition_page(platform, slot, page.ipa).ok_or(Error::Corrupted)?;
+                    platform.read_page(used.pa, buffer);
                     measuring.hash.update(page.ipa.0.to_le_bytes());
                     measuring.hash.update(&buffer[..]);
                     measuring.next = page.ipa.0 + PAGE_SIZE;
@@ -311,6 +317,7 @@ impl Hypervisor {
             }
         }
         let pages = self.memory.host_recall_partition(platform, slot, Ipa(ipa), page_count)?;
+        self.recall_private(platform, slot, ipa, pages)?;
         self.partition_mut(id)?.account(ipa, pages, true);
         Ok([pages, 0, 0, 0])
     }
@@ -322,7 +329,11 @@ impl Hypervisor {
         let (slot, vcpu_count) = (partition.slot, partition.vcpus_mut().len());
         self.take_npu_from(platform, slot);
         leave(self.partition_mut(id)?, platform)?;
-        let remaining = self.memory.partition_destroy(platform, slot, STEP_PAGES)?;
+        let remaining = match self.destroy_private(platform, slot)? {
+            0 => self.memory.partition_destroy(platform, slot, STEP_PAGES)?,
+            // Behind each is a page that was given.
+            _ => self.memory.partition_page_count(slot),
+        };
         self.forget_transactions(slot);
         if remaining == 0
             && let Some(place) = self.partitions.get_mut(slot.index())
@@ -405,7 +416,7 @@ impl Hypervisor {
         if number == knob::DEVICE_ALLOW_LIST && on == 1 {
             self.memory.boot_map_host(platform, Pa(page), PAGE_SIZE, stage2::HostMemory::Device)?;
         }
-        if let Some(knob) = knob::stage2_knob(number) {
+        if let Some(knob) = stage2::Knob::ALL.into_iter().find(|knob| *knob as u64 == number) {
             self.memory.set_knob(knob, on == 1);
         } else if !self.knobs.set(number, on == 1) {
             return Err(Refusal { code: INVALID_PARAMETERS, value: number });

@@ -5,6 +5,7 @@ use core::arch::asm;
 use super::features::Features;
 use super::secure;
 use super::sysreg::{mrs, msr, register};
+use crate::world;
 
 // HCR_EL2 (Arm ARM D24.2.52).
 const HCR_VM: u64 = 1 << 0;
@@ -50,14 +51,12 @@ pub const HCR_PARTITION: u64 = HCR_COMMON
 /// VTCR_EL2: 40-bit IPA, two concatenated level-1 tables, 4 KiB granule, inner-shareable write-back walks, 40-bit PA.
 const VTCR: u64 = 24 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 2 << 16 | 1 << 31;
 
-// At S-EL2 one tree translates the secure and the non-secure addresses of a partition alike: its tables and its pages are in
-// the normal world's memory (VSTCR_EL2.SW and SA, VTCR_EL2.NSW and NSA).
+// At S-EL2 the non-secure addresses of a partition lead to the normal world's memory, by tables there; the secure ones to
+// secure RAM (VSTCR_EL2.SW and SA are 0).
 const VTCR_NSW: u64 = 1 << 29;
 const VTCR_NSA: u64 = 1 << 30;
 /// VSTCR_EL2: as [`VTCR`].
-const VSTCR: u64 = 24 | 1 << 6 | VSTCR_SW | VSTCR_SA | 1 << 31;
-const VSTCR_SW: u64 = 1 << 29;
-const VSTCR_SA: u64 = 1 << 30;
+const VSTCR: u64 = 24 | 1 << 6 | 1 << 31;
 
 // CPTR_EL2 with E2H = 0.
 const CPTR_RES1: u64 = 0x22ff;
@@ -107,7 +106,7 @@ pub fn stage2(root: u64, vmid: u16) -> u64 {
 pub fn set_stage2(vttbr: u64) {
     msr!("vttbr_el2", vttbr);
     if secure() {
-        msr!(register!(vsttbr_el2), vttbr & ((1 << 48) - 1));
+        msr!(register!(vsttbr_el2), world::secure_root((vttbr >> 48) as u16));
     }
 }
 
@@ -140,8 +139,8 @@ pub fn configure(features: &Features, host_root: u64, host_vmid: u16) {
         msr!("vtcr_el2", VTCR | VTCR_NSW | VTCR_NSA);
         msr!(register!(vstcr_el2), VSTCR);
         // Emulation reads the same memory in both worlds, and would hide that a bit is not there.
-        let kept = mrs!("vtcr_el2") & mrs!(register!(vstcr_el2)) & (VTCR_NSW | VTCR_NSA);
-        assert!(kept == VTCR_NSW | VTCR_NSA, "tables and pages of the normal world cannot be used at S-EL1");
+        let kept = mrs!("vtcr_el2") & !mrs!(register!(vstcr_el2)) & (VTCR_NSW | VTCR_NSA);
+        assert!(kept == VTCR_NSW | VTCR_NSA, "the normal world's memory cannot be told from ours at S-EL1");
     } else {
         msr!("vtcr_el2", VTCR);
     }
@@ -200,11 +199,16 @@ pub fn enter_partition(root: u64, vmid: u16, vcpu: usize, forget: bool) {
 }
 
 /// Fault knobs: takes back what [`enter_partition`] set up against a partition's use of debug and performance registers,
-/// and of the CPU without end, and what [`configure`] set up against its use of the secure world's memory.
+/// and of the CPU without end; what [`configure`] set up against its use of the secure world's memory; and that private memory
+/// is there: it finds what the host gave instead.
 #[cfg(feature = "fault-knobs")]
-pub fn weaken(register_traps: bool, interrupt_routing: bool, normal_space: bool) {
+pub fn weaken(register_traps: bool, interrupt_routing: bool, normal_space: bool, private_memory: bool) {
     if secure() {
-        msr!(register!(vstcr_el2), if normal_space { VSTCR & !(VSTCR_SW | VSTCR_SA) } else { VSTCR });
+        msr!("vtcr_el2", if normal_space { VTCR } else { VTCR | VTCR_NSW | VTCR_NSA });
+        msr!(register!(vstcr_el2), if private_memory { VSTCR | VTCR_NSW | VTCR_NSA } else { VSTCR });
+        if private_memory {
+            msr!(register!(vsttbr_el2), mrs!("vttbr_el2") & ((1 << 48) - 1));
+        }
     }
     if register_traps {
         msr!("mdcr_el2", mdcr(false));

@@ -38,24 +38,27 @@ const HOST_PRIORITY: u32 = 0xc0;
 /// Redistributor of each CPU; 0: not found.
 static FRAMES: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
 
+/// The redistributors of a region: where each is, and its GICR_TYPER.
+fn redistributors(region: Range) -> impl Iterator<Item = (usize, u64)> {
+    let mut next = Some(region.base as usize);
+    core::iter::from_fn(move || {
+        let frame = next.filter(|frame| (frame + GICR_STRIDE) as u64 <= region.end())?;
+        // SAFETY: inside the redistributor region of the device tree, mapped as device memory.
+        let typer = unsafe { ((frame + GICR_TYPER) as *const u64).read_volatile() };
+        let stride = if typer & TYPER_VLPIS != 0 { 2 * GICR_STRIDE } else { GICR_STRIDE };
+        next = (typer & TYPER_LAST == 0).then_some(frame + stride);
+        Some((frame, typer))
+    })
+}
+
 /// Finds this CPU's redistributor.
 pub fn find_redistributor(cpu: usize, region: Range) {
     let mpidr = mrs!("mpidr_el1");
     let affinity = (mpidr & 0xff_ffff) | (mpidr >> 8 & 0xff00_0000);
-    let mut frame = region.base as usize;
-    while (frame + GICR_STRIDE) as u64 <= region.end() {
-        // SAFETY: inside the redistributor region of the device tree, mapped as device memory.
-        let typer = unsafe { ((frame + GICR_TYPER) as *const u64).read_volatile() };
-        if typer >> 32 == affinity {
-            if let Some(slot) = FRAMES.get(cpu) {
-                slot.store(frame, Ordering::Relaxed);
-            }
-            return share_interrupts(frame);
-        }
-        if typer & TYPER_LAST != 0 {
-            return;
-        }
-        frame += if typer & TYPER_VLPIS != 0 { 2 * GICR_STRIDE } else { GICR_STRIDE };
+    let found = redistributors(region).find(|(_, typer)| typer >> 32 == affinity);
+    if let (Some((frame, _)), Some(slot)) = (found, FRAMES.get(cpu)) {
+        slot.store(frame, Ordering::Relaxed);
+        share_interrupts(frame);
     }
 }
 
@@ -90,19 +93,7 @@ pub const GUARDED_SIZE: u64 = 4096;
 
 /// Finds all redistributors, once: each is [`GICR_STRIDE`] bytes. Those beyond [`MAX_CPUS`] stay unknown to the host.
 pub fn find_all(region: Range) -> &'static [u64] {
-    GUARDED.call_once(|| {
-        let mut frames = ArrayVec::new();
-        let mut frame = region.base;
-        while frame + GICR_STRIDE as u64 <= region.end() && frames.try_push(frame).is_ok() {
-            // SAFETY: inside the redistributor region of the device tree, mapped as device memory.
-            let typer = unsafe { ((frame as usize + GICR_TYPER) as *const u64).read_volatile() };
-            if typer & TYPER_LAST != 0 {
-                break;
-            }
-            frame += (if typer & TYPER_VLPIS != 0 { 2 * GICR_STRIDE } else { GICR_STRIDE }) as u64;
-        }
-        frames
-    })
+    GUARDED.call_once(|| redistributors(region).map(|(frame, _)| frame as u64).take(MAX_CPUS).collect())
 }
 
 /// Whether the host's accesses to an address are carried out by [`access`].

@@ -32,6 +32,8 @@ pub struct Interrupts {
     lists: [u64; LISTS],
     /// Owed, without a list register.
     waiting: u32,
+    /// Pending ones that a wait has returned for.
+    told: u32,
     vmcr: u64,
     ap0r: u64,
     ap1r: u64,
@@ -44,8 +46,17 @@ fn list_count() -> usize {
 
 impl Interrupts {
     /// Nothing pending, timer off.
-    pub const RESET: Self =
-        Self { ctl: 0, cval: 0, loaded: 0, lists: [0; LISTS], waiting: 0, vmcr: 0, ap0r: 0, ap1r: 0 };
+    pub const RESET: Self = Self {
+        ctl: 0,
+        cval: 0,
+        loaded: 0,
+        lists: [0; LISTS],
+        waiting: 0,
+        told: 0,
+        vmcr: 0,
+        ap0r: 0,
+        ap1r: 0,
+    };
 
     fn armed(&self) -> bool {
         self.ctl & (TIMER_ENABLE | TIMER_IMASK) == TIMER_ENABLE
@@ -71,6 +82,7 @@ impl Interrupts {
                 let active = *place & LR_STATE;
                 *place = active | LR_PENDING | LR_GROUP1 | LR_PRIORITY | u64::from(number);
                 self.waiting &= !(1 << number);
+                self.told &= !(1 << number);
             }
         }
     }
@@ -118,8 +130,18 @@ impl Interrupts {
         write_lists(&[0; LISTS]);
     }
 
-    /// Whether an interrupt is pending that the CPU interface signals, so that WFI does not wait.
-    pub fn signalled(&self) -> bool {
+    /// Whether WFI does not wait: for what the CPU interface signals, and once for anything else that is pending. So no vCPU
+    /// sleeps through what its siblings send it where it has no virtual interface: at S-EL1 in QEMU (10.0).
+    pub fn wakes(&mut self) -> bool {
+        let pending = self.lists.iter().filter(|lr| **lr & LR_STATE == LR_PENDING);
+        let all = pending.fold(0, |all, lr| all | 1u32 << (lr & 31));
+        let news = all & !self.told & !(1 << VIRTUAL_TIMER);
+        self.told |= news;
+        self.signalled() || news != 0
+    }
+
+    /// Whether an interrupt is pending that the CPU interface signals.
+    fn signalled(&self) -> bool {
         let is_pending = |lr: &u64| *lr & LR_STATE == LR_PENDING;
         self.vmcr & VMCR_VENG1 != 0
             && PRIORITY < self.vmcr >> 24
@@ -145,29 +167,19 @@ impl Interrupts {
     }
 }
 
-/// Reads the list registers that there are; the others are undefined instructions.
-fn read_lists() -> [u64; LISTS] {
-    let count = list_count();
-    let mut lists = [0; LISTS];
-    for (n, lr) in lists.iter_mut().enumerate().take(count) {
-        *lr = match n {
-            0 => mrs!(register!(ich_lr0_el2)),
-            1 => mrs!(register!(ich_lr1_el2)),
-            2 => mrs!(register!(ich_lr2_el2)),
-            _ => mrs!(register!(ich_lr3_el2)),
-        };
-    }
-    lists
+/// Makes what reads, and writes, the list registers that there are; the others are undefined instructions.
+macro_rules! lists {
+    ($($n:literal: $register:ident),*) => {
+        fn read_lists() -> [u64; LISTS] {
+            let count = list_count();
+            [$(if $n < count { mrs!(register!($register)) } else { 0 }),*]
+        }
+
+        fn write_lists(lists: &[u64; LISTS]) {
+            let count = list_count();
+            $(if $n < count { msr!(register!($register), lists[$n]) })*
+        }
+    };
 }
 
-fn write_lists(lists: &[u64; LISTS]) {
-    let count = list_count();
-    for (n, lr) in lists.iter().enumerate().take(count) {
-        match n {
-            0 => msr!(register!(ich_lr0_el2), *lr),
-            1 => msr!(register!(ich_lr1_el2), *lr),
-            2 => msr!(register!(ich_lr2_el2), *lr),
-            _ => msr!(register!(ich_lr3_el2), *lr),
-        }
-    }
-}
+lists!(0: ich_lr0_el2, 1: ich_lr1_el2, 2: ich_lr2_el2, 3: ich_lr3_el2);

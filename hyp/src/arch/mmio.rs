@@ -128,22 +128,11 @@ impl npu_passthrough::smmu::Memory for Device {
 }
 
 impl npu_passthrough::npu::Mmio for Device {
-    fn read8(&self, offset: u64) -> u8 {
-        self.read(offset, 1) as u8
+    fn read(&self, offset: u64, width: u8) -> u32 {
+        Device::read(self, offset, width) as u32
     }
-    fn read16(&self, offset: u64) -> u16 {
-        self.read(offset, 2) as u16
-    }
-    fn read32(&self, offset: u64) -> u32 {
-        self.read(offset, 4) as u32
-    }
-    fn write8(&mut self, offset: u64, value: u8) {
-        self.write(offset, 1, value.into());
-    }
-    fn write16(&mut self, offset: u64, value: u16) {
-        self.write(offset, 2, value.into());
-    }
-    fn write32(&mut self, offset: u64, value: u32) {
-        self.write(offset, 4, value.into());
+
+    fn write(&mut self, offset: u64, width: u8, value: u32) {
+        Device::write(self, offset, width, value.into());
     }
 }

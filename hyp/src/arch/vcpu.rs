@@ -226,6 +226,7 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
             world::skips(knob::REGISTER_TRAPS),
             world::skips(knob::INTERRUPT_ROUTING),
             world::skips(knob::NORMAL_SPACE),
+            world::skips(knob::PRIVATE_MEMORY),
         );
         guest.el1.restore(features);
         #[cfg(feature = "fault-knobs")]
@@ -259,7 +260,7 @@ pub fn run(cpu: usize, slot: Slot, vcpu: usize, host: &mut [u64; 18]) {
         el2::leave_partition(world::host_root(), HOST_VMID);
         match &mut exit {
             // It does not wait for what is there.
-            Exit::WaitForInterrupt { .. } if guest.interrupts.signalled() => {
+            Exit::WaitForInterrupt { .. } if guest.interrupts.wakes() => {
                 taken = 0;
                 continue;
             }

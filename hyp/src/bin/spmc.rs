@@ -2,11 +2,13 @@
 #![no_std]
 #![no_main]
 
-use hyp::{Frame, spmc};
+use hyp::{Frame, SecureRam, spmc};
+
+static SECURE_RAM: SecureRam = SecureRam::zeroed();
 
 #[unsafe(no_mangle)]
 extern "C" fn primary_main(_manifest: u64, load_base: u64) -> ! {
-    spmc::primary_main(load_base)
+    spmc::primary_main(load_base, &SECURE_RAM)
 }
 
 #[unsafe(no_mangle)]

@@ -206,23 +206,12 @@ impl FakeNpu {
 }
 
 impl Mmio for FakeNpu {
-    fn read8(&self, offset: u64) -> u8 {
-        self.load(offset, 1) as u8
+    fn read(&self, offset: u64, width: u8) -> u32 {
+        self.load(offset, width.into()) as u32
     }
-    fn read16(&self, offset: u64) -> u16 {
-        self.load(offset, 2) as u16
-    }
-    fn read32(&self, offset: u64) -> u32 {
-        self.load(offset, 4) as u32
-    }
-    fn write8(&mut self, offset: u64, value: u8) {
-        self.save(offset, value.into(), 1);
-    }
-    fn write16(&mut self, offset: u64, value: u16) {
-        self.save(offset, value.into(), 2);
-    }
-    fn write32(&mut self, offset: u64, value: u32) {
-        self.save(offset, value.into(), 4);
+
+    fn write(&mut self, offset: u64, width: u8, value: u32) {
+        self.save(offset, value.into(), width.into());
     }
 }
 

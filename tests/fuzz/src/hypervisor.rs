@@ -26,6 +26,7 @@ const RAM: u64 = 0x4000_0000;
 const RAM_SIZE: u64 = 0x1000_0000;
 const DEVICE: u64 = 0x0900_0000;
 const HYPERVISOR: u64 = 0x8000_0000;
+const SECURE_RAM: u64 = 0x0E00_0000;
 const TX: u64 = RAM;
 const RX: u64 = RAM + PAGE;
 /// Buffers for the end, which no step names.
@@ -110,7 +111,8 @@ struct World {
 /// Attacks the hypervisor with what the input says.
 pub fn hypervisor(data: &[u8]) {
     let mut input = Unstructured::new(data);
-    let mut world = World::new();
+    // The last byte says in which deployment.
+    let mut world = World::new(data.last().is_some_and(|byte| byte & 1 == 1));
     world.populate();
     for _ in 0..STEPS {
         if input.is_empty() || world.step(&mut input).is_err() {
@@ -121,8 +123,21 @@ pub fn hypervisor(data: &[u8]) {
     world.finish();
 }
 
+/// Secure RAM that few images fill.
+fn secure_ram(fake: &mut Fake) -> FlexMem {
+    let roots = std::array::from_fn(|i| Pa(SECURE_RAM + 0x4000 * (i as u64 + 1)));
+    fake.0.add_secure(roots);
+    let mut memory = FlexMem::new(Pa(SECURE_RAM), roots, 0);
+    memory.boot_unwalked();
+    for i in 0..8 {
+        memory.boot_donate_table(fake, Pa(SECURE_RAM + 0x8_0000 + i * PAGE)).unwrap();
+    }
+    memory.boot_map_host(fake, Pa(SECURE_RAM + 0x20_0000), 8 * PAGE, HostMemory::Ram).unwrap();
+    memory
+}
+
 impl World {
-    fn new() -> Self {
+    fn new(secure: bool) -> Self {
         let roots = std::array::from_fn(|i| Pa(HYPERVISOR + 0x4000 + 0x4000 * i as u64));
         let mut fake = Fake(FakeMachine::new(2, Pa(HYPERVISOR), roots));
         let mut hypervisor = Box::new(Hypervisor::new(FlexMem::new(Pa(HYPERVISOR), roots, 3)));
@@ -137,6 +152,9 @@ impl World {
         let tables = [0, 1].map(|page| Pa(HYPERVISOR + 0xf_0000 + page * PAGE));
         memory.boot_window(&mut fake, window, tables).unwrap();
         hypervisor.install_npu(&mut fake, NpuLayout::default());
+        if secure {
+            hypervisor.install_secure_ram(secure_ram(&mut fake));
+        }
         Self { fake, hypervisor, inside: Vec::new(), handles: Vec::new() }
     }
 
@@ -378,7 +396,7 @@ impl World {
         }
         self.check();
         static AT_BOOT: OnceLock<Census> = OnceLock::new();
-        let at_boot = AT_BOOT.get_or_init(|| World::new().hypervisor.memory().census());
+        let at_boot = AT_BOOT.get_or_init(|| World::new(false).hypervisor.memory().census());
         assert_eq!(self.hypervisor.memory().census(), *at_boot, "memory was lost");
     }
 }

@@ -34,7 +34,8 @@ pub fn strays(scene: &Scene<'_>) -> Result<Outcome> {
     const OF_THE_HOST: u64 = 0x7365_6372_6574_2121;
     let page = scene.host.allocate(1)?;
     scene.host.module.map(page, 1)?.write(0, &OF_THE_HOST.to_le_bytes());
-    match ends(scene, probe::READ, [page, 0, 0, 0], &[crash::ABORT])? {
+    // At S-EL1: by the address space that leads to the normal world's memory.
+    match ends(scene, probe::READ, [page, 1, 0, 0], &[crash::ABORT])? {
         None => {}
         Some([OF_THE_HOST, ..]) => {
             return Ok(Outcome::Succeeded("a partition reads the host's memory".into()));
@@ -52,14 +53,16 @@ pub fn strays(scene: &Scene<'_>) -> Result<Outcome> {
         ("no memory at all", (1 << 40) - PAGE_SIZE),
         ("beyond all addresses", 1 << 45),
     ];
-    for (what, ipa) in places {
-        let read =
-            ends(scene, probe::READ, [ipa, 0, 0, 0], &[crash::ABORT]).with_context(|| what.to_owned())?;
-        ensure!(read.is_none(), "it reads {what}");
+    for ((what, ipa), other_space) in places.into_iter().flat_map(|place| [(place, 0), (place, 1)]) {
+        let read = ends(scene, probe::READ, [ipa, other_space, 0, 0], &[crash::ABORT]);
+        ensure!(read.with_context(|| what.to_owned())?.is_none(), "it reads {what}");
     }
     let reported = ask(json!({"ask": "log", "text": "access to memory it was not given"}))?;
     ensure!(reported["found"] == true, "the trusted log does not say so");
-    Ok(Outcome::Blocked(format!("{} stray reads each end the partition, and are logged", places.len() + 1)))
+    Ok(Outcome::Blocked(format!(
+        "{} stray reads each end the partition, and are logged",
+        2 * places.len() + 1
+    )))
 }
 
 /// It writes its model and its code, and runs its data.

@@ -16,6 +16,7 @@ mod memory_ffa;
 mod messages;
 mod npu;
 mod pci;
+mod secure_ram;
 pub mod sel2;
 mod smmu;
 pub mod state;
@@ -153,9 +154,10 @@ pub const ATTACKS: &[Attack] = &[
     raw("dma-event-flood", dma::event_flood, &[DmaReports]),
     raw("guard-imitated", sel2::guard_imitated, &[GuardName]),
     raw("tables-shared", sel2::tables_shared, &[SkipSendOwnershipCheck]),
+    raw("private-memory", secure_ram::private_memory, &[PrivateMemory]),
     raw(
         "partition-in-secure-space",
-        sel2::partition_in_secure_space,
+        secure_ram::partition_in_secure_space,
         &[NormalSpace, SkipOwnershipCheck, SkipScrubOnRecall, SkipClean],
     ),
     Attack { name: "vmm-killed", act: Act::Product(vmm::killed), without: &[SkipScrubOnRecall] },

@@ -15,7 +15,6 @@ use flexserve::error::status_name;
 use flexserve::image::Image;
 use guest_abi::session::probe;
 use hyp_abi::PAGE_SIZE;
-use hyp_abi::bundle;
 use hyp_abi::ffa::{self, error};
 use hyp_abi::guard::{ANSWER_ROUTE, GUARD_ID, REQUEST_ROUTE, answer, request};
 use hyp_abi::manifest::layout;
@@ -23,34 +22,35 @@ use hyp_abi::service::{PageRange, op};
 use nix::sys::signal::Signal::SIGSEGV;
 use serde_json::json;
 
-use super::give::{self, FREE_MODEL, finish, one};
+use super::give::{self, FREE_MODEL, one};
 use super::memory_ffa::{handle, lend, reclaim, send, share, was_accepted};
+use super::secure_ram::{self, FLASH, SECURE_RAM};
 use super::{Outcome, Scene, clear_up};
-use crate::child::{self, Access, End};
+use crate::child::{self, Access};
+use crate::cpu_state;
 use crate::dma::Edu;
 use crate::host::{Host, unload_product_module};
-use crate::knob::{Knob, allow_device};
-use crate::partition::{Answer, Exit, HEAP_PAGES, PROBE_PATH, Partition};
+use crate::partition::{HEAP_PAGES, PROBE_PATH, Partition};
 use crate::report::{self, ask, to_hex};
 use crate::secret::{Secret, complement_of_hex};
 use crate::sys::{self, Act, Conduit, Mapping};
 
-/// Where the SPMC is loaded (`firmware/src/flash.rs`).
-const SPMC: u64 = 0x0E10_0000;
-/// Secure RAM of QEMU's `virt` machine: its start, the SPMC, a place that nobody uses, its last page.
-const SECURE_RAM: [u64; 4] = [0x0E00_0000, SPMC, 0x0E80_0000, 0x0EFF_F000];
-/// Firmware's flash, which is secure too.
-const FLASH: u64 = 0;
 /// Start of RAM; firmware, guard and bundle lie at its start.
 const RAM: u64 = 0x4000_0000;
 
 type Test = fn(&Scene<'_>) -> Result<String>;
 
 /// Tests on the shipped hypervisor.
-const TESTS: [(&str, Test); 3] =
-    [("secure-ram", secure_ram), ("foreign-memory", foreign_memory), ("cpus-come-and-go", cpus_come_and_go)];
+const TESTS: [(&str, Test); 5] = [
+    ("secure-ram", secure_ram::secure_ram),
+    ("secure-ram-full", secure_ram::secure_ram_full),
+    ("foreign-memory", foreign_memory),
+    ("cpus-come-and-go", cpus_come_and_go),
+    ("secure-interrupt-storm", secure_interrupt_storm),
+];
 /// Tests that leave out what stands before the defence that they are about.
-const TESTS_WITHOUT: [(&str, Test); 1] = [("secure-ram-behind-stage-2", secure_ram_behind_stage_2)];
+const TESTS_WITHOUT: [(&str, Test); 1] =
+    [("secure-ram-behind-stage-2", secure_ram::secure_ram_behind_stage_2)];
 
 /// Runs the wanted attacks and tests.
 pub fn run(without: bool) -> Result<()> {
@@ -268,75 +268,6 @@ fn names_foreign(scene: &Scene<'_>, receiver: &Partition<'_>, page: u64) -> Resu
     Ok(())
 }
 
-/// A page of secure RAM is given to a partition, whose stage 2 finds the normal world's memory only (VSTCR_EL2.SA and SW,
-/// VTCR_EL2.NSA and NSW). Where its tables are read (SW, NSW) emulation does not tell: they lie in RAM that both worlds have.
-/// The SPMC checks those bits as it starts on a CPU.
-pub fn partition_in_secure_space(scene: &Scene<'_>) -> Result<Outcome> {
-    let place = FREE_MODEL + bundle::OFFSET as u64;
-    let give = || -> Result<Option<Partition<'_>>> {
-        let partition = Partition::create(scene.host, scene.image)?;
-        Ok(give::was_accepted(partition.give(FREE_MODEL, &one(SPMC))?, error::DENIED)?.then_some(partition))
-    };
-    let Some(partition) = give()? else {
-        return Ok(Outcome::Blocked("the SPMC's page is refused".into()));
-    };
-    // With the page in its tree, it still does not get there.
-    let turn = |leave_out| Knob::NormalSpace.turn(&scene.host.module, leave_out);
-    turn(false)?;
-    let mut partition = finish(scene, partition)?;
-    let refused = partition.act(probe::READ, [place, 0, 0, 0])?;
-    ensure!(matches!(refused, Answer::Ended(Exit::Crashed(..))), "with the defence it reads: {refused:x?}");
-    scene.host.destroy(partition.id())?;
-    turn(true)?;
-    let partition = give()?.context("the page is refused now")?;
-    let mut partition = finish(scene, partition)?;
-    let word = partition.act(probe::READ, [place, 0, 0, 0])?.values()?[0];
-    ensure!(word.to_le_bytes() == bundle::MAGIC, "the partition reads {word:#x}");
-    Ok(Outcome::Succeeded("a partition reads the SPMC's image in secure RAM".into()))
-}
-
-/// The host's CPU and a device of the host's at secure RAM and at firmware's flash.
-fn secure_ram(scene: &Scene<'_>) -> Result<String> {
-    let mut partition = scene.partition()?;
-    let edu = Edu::first(scene.host)?;
-    let mut tried = 0;
-    for address in SECURE_RAM.into_iter().chain([FLASH]) {
-        for mapping in [Mapping::Cached, Mapping::Device] {
-            for act in [Act::Read(8), Act::Write(8, 0xBAD)] {
-                let access = Access { address, mapping, act };
-                let end = scene.aborts(SIGSEGV, || child::access(&[access]))?;
-                ensure!(end.is_none(), "{access:x?} is carried out: {end:x?}");
-                tried += 1;
-            }
-        }
-        let word = edu.read(address)?;
-        ensure!(word == 0, "a device reads {word:#x} at {address:#x}");
-        edu.write(address, 8, 0xBAD)?;
-    }
-    // The SPMC works, with its memory as it was.
-    ensure!(partition.damage(&scene.secret)? == 0, "the partition's memory changed");
-    Ok(format!("{tried} accesses abort, DMA finds nothing"))
-}
-
-/// The same with the page in the host's stage 2: what refuses it then is the memory system.
-fn secure_ram_behind_stage_2(scene: &Scene<'_>) -> Result<String> {
-    let mut partition = scene.partition()?;
-    let mut tried = 0;
-    for address in SECURE_RAM.map(|page| page + PAGE_SIZE * u64::from(page == SPMC)) {
-        allow_device(&scene.host.module, address)?;
-        let before = scene.host.stats()?.blocked_accesses;
-        for act in [Act::Read(8), Act::Write(8, 0xBAD)] {
-            let end = child::access(&[Access { address, mapping: Mapping::Device, act }])?;
-            ensure!(end == End::Killed(SIGSEGV), "{address:#x}, {act:x?}: {end:x?}");
-            tried += 1;
-        }
-        let blocked = scene.host.stats()?.blocked_accesses - before;
-        ensure!(blocked == 0, "stage 2 refuses {address:#x}: nothing is shown");
-    }
-    ensure!(partition.damage(&scene.secret)? == 0, "the partition's memory changed");
-    Ok(format!("{tried} accesses abort that stage 2 lets pass"))
-}
-
 /// Where the host's RAM starts: what lies below is firmware's and the guard's.
 fn own_ram() -> Result<u64> {
     let map = fs::read_to_string("/proc/iomem").context("no map of memory")?;
@@ -481,4 +412,69 @@ fn cpus_come_and_go(scene: &Scene<'_>) -> Result<String> {
     }
     let checks = checks.each_ref().map(|count| count.load(Ordering::Relaxed));
     Ok(format!("{ROUNDS} times, {calls} calls, {checks:?} checks of partitions"))
+}
+
+/// Secure interrupts as fast as they come, on both CPUs: a partition's vCPU sends to a sibling, each time a kick of the hypervisor's to
+/// the other CPU, in whichever world that is; and the host writes every register that might send one, which it may not.
+fn secure_interrupt_storm(scene: &Scene<'_>) -> Result<String> {
+    const ROUNDS: u64 = 20;
+    const AT_ONCE: u64 = 500;
+    const SECURE: core::ops::Range<u64> = 8..16;
+    let mut partition = scene.partition()?;
+    let runner = partition.runner();
+    let started = partition.act(probe::CREW_START, [1, probe::task::SPIN, 0, 0])?.values()?[0];
+    ensure!(started == 0, "CPU_ON answers {started:#x}");
+    let end = AtomicBool::new(false);
+    let registers = ["ICC_SGI1R_EL1", "ICC_ASGI1R_EL1", "ICC_SGI0R_EL1"].map(cpu_state::number);
+    let forge = |cpu: u32| -> Result<u64> {
+        sys::pin_to_cpu(cpu)?;
+        let mut count = 0;
+        while !end.load(Ordering::Relaxed) {
+            for register in &registers {
+                let register = *register.as_ref().map_err(|error| anyhow!("{error}"))?;
+                for id in SECURE {
+                    scene.host.module.write_register(register, id << 24 | 0b11)?;
+                    count += 1;
+                }
+            }
+        }
+        Ok(count)
+    };
+    let (sent, forged, turns) = thread::scope(|scope| {
+        let forgers: Vec<_> = (0..2).map(|cpu| scope.spawn(move || forge(cpu))).collect();
+        let sibling = scope.spawn(|| -> Result<u64> {
+            sys::pin_to_cpu(1)?;
+            let mut turns = 0;
+            while !end.load(Ordering::Relaxed) {
+                runner.enter(1)?;
+                turns += 1;
+            }
+            Ok(turns)
+        });
+        let mut send = || -> Result<u64> {
+            sys::pin_to_cpu(0)?;
+            let (mut progress, mut kicks) = (0, 0);
+            for _ in 0..ROUNDS {
+                partition.act(probe::SEND_SGI, [1 << 1, AT_ONCE, 0, 0])?.values()?;
+                kicks += AT_ONCE;
+                ensure!(partition.damage(&scene.secret)? == 0, "the secret is not what it was");
+                let now = partition.act(probe::CREW_LOOK, [1, 0, 0, 0])?.values()?[0];
+                progress = progress.max(now);
+                ensure!(scene.host.module.interrupt_all_cpus()? == 2, "a CPU of the host does not answer");
+            }
+            ensure!(progress > 0, "the other vCPU gets nothing done");
+            Ok(kicks)
+        };
+        let sent = send();
+        end.store(true, Ordering::Relaxed);
+        let forged = forgers
+            .into_iter()
+            .map(|forger| forger.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))));
+        let forged: Result<u64> = forged.sum();
+        let turns = sibling.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")));
+        (sent, forged, turns)
+    });
+    sys::unpin()?;
+    let (sent, forged, turns) = (sent?, forged?, turns?);
+    Ok(format!("{sent} interrupts between vCPUs in {turns} turns, {forged} forged ones; all go on"))
 }

@@ -12,6 +12,11 @@ pub fn resolve<'s>(schema: &'s Value, root: &'s Value) -> &'s Value {
     }
 }
 
+/// An integer; minus zero is one, which `serde_json` reads as a floating-point number.
+fn integer(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_f64().filter(|number| *number == 0.0).map(|_| 0))
+}
+
 /// Tells whether a value satisfies a schema.
 pub fn is_valid(schema: &Value, root: &Value, value: &Value) -> bool {
     judge(schema, root, value, false)
@@ -35,7 +40,7 @@ pub fn judge(schema: &Value, root: &Value, value: &Value, closed: bool) -> bool 
         "boolean" => value.is_boolean(),
         "null" => value.is_null(),
         "number" => value.is_number(),
-        "integer" => value.is_i64(),
+        "integer" => integer(value).is_some(),
         _ => panic!("type {name}"),
     };
     if let Some(ty) = schema.get("type") {
@@ -58,8 +63,8 @@ pub fn judge(schema: &Value, root: &Value, value: &Value, closed: bool) -> bool 
     ];
     let content = match value {
         Value::String(text) => within(text.chars().count(), "minLength", "maxLength"),
-        Value::Number(number) => number.as_i64().is_none_or(|number| {
-            let bound = |name: &str| schema.get(name).map(|bound| bound.as_i64().unwrap());
+        Value::Number(_) => integer(value).is_none_or(|number| {
+            let bound = |name: &str| schema.get(name).map(|bound| integer(bound).unwrap());
             bound("minimum").is_none_or(|bound| bound <= number)
                 && bound("maximum").is_none_or(|bound| number <= bound)
                 && bound("exclusiveMinimum").is_none_or(|bound| bound < number)

@@ -1,6 +1,7 @@
 //! The acts, one function call each.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_abi::session::probe::{self, EXECUTED, PATTERN_SIZE};
 use guest_llm::{arch, ffa};
@@ -27,7 +28,7 @@ impl Probe {
         let [first, second, third, _] = args;
         let status = |result: Result<(), ffa::Status>| result.map_or_else(|status| status.0, |()| 0);
         match kind {
-            probe::READ => values[0] = alias::read(first),
+            probe::READ => values[0] = alias::read(first, second == 1),
             probe::WRITE => values[0] = alias::write(first, second),
             probe::EXECUTE => {
                 if second == 1 {
@@ -45,11 +46,15 @@ impl Probe {
                 }
             }
             probe::SMC => *values = calls::random(first, second),
-            probe::FILL_HEAP | probe::CHECK_HEAP => {
+            probe::FILL_HEAP | probe::CHECK_HEAP | probe::KEEP => {
                 let Some(pattern) = pattern.first_chunk::<PATTERN_SIZE>() else { return INVALID_PARAMETERS };
                 let pattern: [u64; 2] = zerocopy::transmute!(*pattern);
                 let pattern = pattern.map(|word| word ^ first);
-                *values = if kind == probe::FILL_HEAP { self.fill(pattern) } else { self.check(pattern) };
+                *values = match kind {
+                    probe::FILL_HEAP => self.fill(pattern),
+                    probe::CHECK_HEAP => self.check(pattern),
+                    _ => keep(pattern),
+                };
             }
             probe::SIMD => values[0] = simd::survive(first, second, third),
             probe::SPIN => values[0] = spin(first),
@@ -101,6 +106,12 @@ impl Probe {
         let differing = heap.chunks_exact(2).filter(|pair| **pair != pattern).count();
         [heap.len() as u64 / 2, differing as u64, 0, 0]
     }
+}
+
+fn keep(pattern: [u64; 2]) -> [u64; 4] {
+    static KEPT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+    KEPT.iter().zip(pattern).for_each(|(word, value)| word.store(value, Ordering::SeqCst));
+    [KEPT.as_ptr() as u64, 0, 0, 0]
 }
 
 /// Makes an FF-A call; returns its error code.

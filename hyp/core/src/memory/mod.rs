@@ -19,7 +19,7 @@ mod send;
 use crate::ffa::{self, Answer, success};
 use crate::message::Endpoint;
 use crate::service::Refusal;
-use crate::{Hypervisor, Platform, knob};
+use crate::{Hypervisor, Platform, knob, private};
 use descriptor::Descriptor;
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::error::{DENIED, INVALID_PARAMETERS, NO_MEMORY};

@@ -113,7 +113,11 @@ impl Hypervisor {
             return Err(invalid);
         }
         for range in constituents(self.buffer.get(bytes).ok_or(invalid)?) {
-            self.memory.list_push(platform, id, range.ok_or(invalid)?)?;
+            let range = range.ok_or(invalid)?;
+            if transaction.sender != Endpoint::Host && private::is_private(range.base().0) {
+                return Err(Refusal { code: DENIED, value: range.base().0 });
+            }
+            self.memory.list_push(platform, id, range)?;
         }
         let [low, high] = low_and_high(transaction.handle);
         if awaited.received < awaited.total {

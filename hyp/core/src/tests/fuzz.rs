@@ -43,8 +43,9 @@ struct Fuzz {
 }
 
 impl Fuzz {
-    fn new(seed: u64) -> Self {
-        let mut world = World::new();
+    fn new(seed: u64, secure: bool) -> Self {
+        // So little secure RAM that it is full now and then.
+        let mut world = if secure { World::secure(96) } else { World::new() };
         world.ffa(&[abi::NOTIFICATION_BITMAP_CREATE.into(), 0, 2]);
         let (handles, guest_tx, reached) = Default::default();
         Self { world, random: Random(seed), inside: Vec::new(), handles, guest_tx, reached }
@@ -439,6 +440,9 @@ impl Fuzz {
         if regs[0] == u64::from(abi::MSG_SEND_DIRECT_RESP_64) {
             match (words[3], regs[3] as i32) {
                 (op::GIVE, 0) => self.note("given"),
+                (op::GIVE, error::DENIED) if (IMAGE..DATA + 0x20_0000).contains(&regs[4]) => {
+                    self.note("secure RAM full");
+                }
                 (op::GIVE, _) => self.note("give refused"),
                 (op::RECALL, 0) => self.note("recalled"),
                 (op::MEASURE, 0) => self.note("measured"),
@@ -661,6 +665,13 @@ impl Fuzz {
                 let readable = platform.machine.read(1, HOST_VMID, Ipa(page.pa.0), true).is_some();
                 match page.borrowed {
                     false => {
+                        let dying = matches!(partition.state, crate::partition::State::Dying(_));
+                        let private = crate::private::is_private(page.ipa.0) && !dying;
+                        if let Some(secure) = hyp.secure.as_ref().filter(|_| private) {
+                            let copy = secure.partition_page(platform, partition.slot, page.ipa).unwrap();
+                            assert_eq!(copy.access, page.access);
+                            assert!(owned.insert(copy.pa), "{copy:x?} has two owners");
+                        }
                         assert_eq!(readable, page.shared, "{page:x?}");
                         assert!(owned.insert(page.pa), "{page:x?} has two owners");
                     }
@@ -717,14 +728,16 @@ impl Fuzz {
         while self.world.ok(op::TABLES_RECALL, &[512])[1] > 0 {
             assert_eq!(self.world.ffa(&[abi::RX_RELEASE.into()])[0], abi::SUCCESS_32.into());
         }
-        assert_eq!(self.world.census(), World::new().census());
+        let (memory, secure, shared) = self.world.census();
+        assert_eq!((memory, shared), (World::new().census().0, 0));
+        assert_eq!(secure, secure.and(World::secure(96).census().1));
         assert_eq!(self.world.hyp.memory().census().leaves_1g, World::new().hyp.memory().census().leaves_1g);
         self.reached
     }
 }
 
-fn run(seed: u64, steps: u64) -> std::collections::BTreeMap<&'static str, u64> {
-    let mut fuzz = Fuzz::new(seed);
+fn run(seed: u64, secure: bool, steps: u64) -> std::collections::BTreeMap<&'static str, u64> {
+    let mut fuzz = Fuzz::new(seed, secure);
     for step in 0..steps {
         if step % 512 == 0 {
             fuzz.boot();
@@ -745,7 +758,8 @@ fn run(seed: u64, steps: u64) -> std::collections::BTreeMap<&'static str, u64> {
 fn a_million_random_calls_break_nothing() {
     // A million calls in all.
     let seeds = |first: u64| (first..=8).step_by(2).map(|seed| 0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed));
-    let half = |first| seeds(first).flat_map(|seed| run(seed, 125_000)).collect::<Vec<_>>();
+    // One half at EL2, one at S-EL2.
+    let half = |first| seeds(first).flat_map(|seed| run(seed, first == 2, 125_000)).collect::<Vec<_>>();
     let halves = std::thread::scope(|scope| {
         [1, 2].map(|first| scope.spawn(move || half(first))).map(|thread| thread.join().unwrap())
     });
@@ -757,6 +771,7 @@ fn a_million_random_calls_break_nothing() {
         "entered",
         "given",
         "give refused",
+        "secure RAM full",
         "recalled",
         "measured",
         "started",

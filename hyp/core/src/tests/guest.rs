@@ -245,6 +245,9 @@ fn ends_by_its_fault() {
         (0, false, true),
         (1 << 40, false, false),
         (u64::MAX, false, false),
+        // Its image is there and stays as it is: no give or recall can have been in the way.
+        (IMAGE + 0x80, false, true),
+        (IMAGE + 0x80, false, false),
     ] {
         ends(Exit::Abort { ipa, write, fetch }, &[], [run_exit::CRASHED, crash::ABORT, ipa, 0]);
     }
@@ -253,19 +256,32 @@ fn ends_by_its_fault() {
 #[test]
 fn an_abort_on_what_it_may_do_by_now_is_retried() {
     let (mut world, id) = inside();
-    for (ipa, write, fetch) in [
-        (IMAGE + 0x80, false, true),
-        (IMAGE + 0x80, false, false),
-        (HEAP + 0xfff, true, false),
-        (HEAP, false, false),
-        (SESSION, true, false),
-    ] {
+    for (ipa, write, fetch) in [(HEAP + 0xfff, true, false), (HEAP, false, false), (SESSION, true, false)] {
         let before = registers(&[5, 6]);
         let (next, regs, _) = world.exit(id, 0, Exit::Abort { ipa, write, fetch }, &[5, 6]);
         assert_eq!((next, regs), (Next::Resume, before), "{ipa:x}");
     }
     let page = world.hyp.memory().partition_page(&world.platform, slot(id), Ipa(HEAP)).unwrap();
     assert!(!page.shared);
+}
+
+#[test]
+fn an_abort_is_not_retried_for_ever() {
+    let (mut world, id) = inside();
+    let mut exit = |exit| world.exit(id, 0, exit, &[5, 6]).0;
+    let abort = Exit::Abort { ipa: HEAP, write: true, fetch: false };
+    for _ in 0..3 {
+        for _ in 0..=99 {
+            assert_eq!(exit(abort), Next::Resume);
+        }
+        // Something else came of it: it goes on.
+        assert_eq!(exit(Exit::Abort { ipa: HEAP + 8, write: true, fetch: false }), Next::Resume);
+    }
+    for _ in 0..=99 {
+        assert_eq!(exit(abort), Next::Resume);
+    }
+    assert_eq!(exit(abort), Next::Host);
+    assert_eq!(world.partition_stats(id).end[..2], [crash::ABORT, HEAP]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use hyp_abi::ffa::error::INVALID_PARAMETERS;
 fn every_rule_is_checked() {
     const HEADER: u64 = 16;
     type Breaker = fn(&mut Manifest);
-    let cases: [(&str, u64, Breaker); 35] = [
+    let cases: [(&str, u64, Breaker); 39] = [
         ("magic", HEADER, |m| m.magic[7] ^= 1),
         ("version", HEADER, |m| m.version = 2),
         ("no vCPU", HEADER, |m| m.vcpu_count = 0),
@@ -40,8 +40,12 @@ fn every_rule_is_checked() {
         ("executable model", 0, |m| m.regions[0].access = 5),
         ("executable session", 4, |m| m.regions[4].access = 5),
         ("executable borrowed memory", 5, |m| m.regions[5].access = 5),
+        ("image above the private half", 1, |m| m.regions[1].ipa = (1 << 32) - 63 * PAGE),
+        ("private memory of zeros", 3, |m| m.regions[3].ipa = (1 << 32) - 2048 * PAGE),
+        ("private memory to share", 4, |m| m.regions[4].ipa = 0),
+        ("private memory to borrow", 5, |m| m.regions[5].ipa = (1 << 32) - PAGE),
         ("overlap at the start", 4, |m| m.regions[4].ipa = HEAP + 2047 * PAGE),
-        ("overlap around", 3, |m| (m.regions[3].ipa, m.regions[3].page_count) = (0, (1 << 28) - 1)),
+        ("overlap around", 3, |m| (m.regions[3].ipa, m.regions[3].page_count) = (1 << 32, 1 << 26)),
         ("unused region in use", 9, |m| m.regions[9].page_count = 1),
     ];
     let mut world = World::new();
@@ -58,6 +62,8 @@ fn regions_may_touch_and_reach_the_limit() {
     let mut tight = manifest();
     tight.regions[3].ipa = SESSION - 2048 * PAGE;
     tight.regions[0].ipa = (1 << 39) - 64 * PAGE;
+    tight.regions[1].ipa = (1 << 32) - 64 * PAGE;
+    tight.entry = tight.regions[1].ipa;
     tight.vcpu_count = 8;
     tight.name = *b"sixteen-letters!";
     assert_eq!(World::new().create(&tight).0, 0);

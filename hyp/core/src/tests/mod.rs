@@ -15,6 +15,7 @@ mod memory;
 mod messages;
 mod notifications;
 mod npu;
+mod private;
 mod psci;
 mod service;
 mod states;
@@ -37,6 +38,8 @@ pub const RAM_SIZE: u64 = 0x4000_0000;
 pub const DEVICE: u64 = 0x0900_0000;
 pub const HYPERVISOR: u64 = 0x8000_0000;
 pub const ABSENT: u64 = 0x1000_0000;
+/// Where a world with secure RAM has it.
+pub const SECURE_RAM: u64 = 0x0E00_0000;
 /// The host's buffers.
 pub const TX: u64 = RAM;
 pub const RX: u64 = RAM + 0x1000;
@@ -199,6 +202,22 @@ impl World {
     pub fn new() -> Self {
         let mut world = Self::bare(120);
         assert_eq!(world.ffa(&[abi::RXTX_MAP_64.into(), TX, RX, 1])[0], abi::SUCCESS_32.into());
+        world
+    }
+
+    /// The same above a secure world with `pages` pages for private memory.
+    pub fn secure(pages: u64) -> Self {
+        let mut world = Self::new();
+        let World { platform, hyp } = &mut world;
+        let roots = std::array::from_fn(|i| Pa(SECURE_RAM + 0x4000 * (i as u64 + 1)));
+        platform.machine.add_secure(roots);
+        let mut secure = FlexMem::new(Pa(SECURE_RAM), roots, 0);
+        secure.boot_unwalked();
+        for i in 0..24 {
+            secure.boot_donate_table(platform, Pa(SECURE_RAM + 0x8_0000 + i * PAGE)).unwrap();
+        }
+        secure.boot_map_host(platform, Pa(SECURE_RAM + 0x20_0000), pages * PAGE, HostMemory::Ram).unwrap();
+        hyp.install_secure_ram(secure);
         world
     }
 
@@ -403,8 +422,9 @@ impl World {
     }
 
     /// What memory looks like, for comparison before and after: by counts that a leak would change.
-    pub fn census(&self) -> (stage2::Census, u64) {
-        (self.hyp.memory().census(), self.hyp.memory().counters().pages_shared)
+    pub fn census(&self) -> (stage2::Census, Option<stage2::Census>, u64) {
+        let memory = self.hyp.memory();
+        (memory.census(), self.hyp.secure.as_ref().map(FlexMem::census), memory.counters().pages_shared)
     }
 }
 

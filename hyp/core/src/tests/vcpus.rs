@@ -19,6 +19,7 @@ fn world(count: u32) -> (World, u64) {
     with_more.vcpu_count = count;
     let id = world.create(&with_more).1[0];
     assert_eq!(world.give(id, IMAGE, PAGES, IMAGE_PAGES).0, 0);
+    assert_eq!(world.give(id, HEAP, PAGES + 64 * PAGE, 1).0, 0);
     world.measure(id);
     world.ok(op::START, &[id]);
     world.enter(id, 0, 0);
@@ -286,7 +287,7 @@ fn matrix_of_exits_and_states() {
             vec64(&[]),
             Some((Vcpu::Off, run_exit::CRASHED)),
         ),
-        (Exit::Abort { ipa: IMAGE, write: false, fetch: true }, vec64(&[]), None),
+        (Exit::Abort { ipa: HEAP, write: true, fetch: false }, vec64(&[]), None),
     ];
     for (exit, mut call, expected) in exits {
         let (mut world, id) = world(3);
