@@ -1,13 +1,12 @@
 //! `cargo xtask gdb`: a run that waits for a debugger.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
 use crate::cli::RunArgs;
 use crate::paths::Paths;
-use crate::vm::BUNDLE_BASE;
 
 /// Runs with the machine stopped.
 pub fn main(paths: &Paths, args: &RunArgs) -> Result<()> {
@@ -19,13 +18,13 @@ pub fn main(paths: &Paths, args: &RunArgs) -> Result<()> {
     crate::run::main(paths, args, Some(port))
 }
 
-/// Prints the debugger's command line.
-pub fn print_command(elf: &Path, port: u16) {
+/// Prints the debugger's command line, with ELF files and where each is loaded: all are linked at 0 and relocate themselves.
+pub fn print_command(symbols: &[(PathBuf, u64)], port: u16) {
+    let files =
+        symbols.iter().map(|(elf, base)| format!("-ex 'add-symbol-file {} -o {base:#x}' ", elf.display()));
     eprintln!("gdb: the machine waits; in another terminal run (package gdb-multiarch):");
-    // The image is linked at 0 and relocates itself to where QEMU loads it.
     eprintln!(
-        "  gdb-multiarch -ex 'set architecture aarch64' -ex 'add-symbol-file {} -o {BUNDLE_BASE:#x}' \
-         -ex 'target remote 127.0.0.1:{port}'",
-        elf.display()
+        "  gdb-multiarch -ex 'set architecture aarch64' {}-ex 'target remote 127.0.0.1:{port}'",
+        files.collect::<String>()
     );
 }

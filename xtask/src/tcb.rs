@@ -71,6 +71,8 @@ struct Binary {
     name: String,
     level: String,
     image_bytes: Option<u64>,
+    /// What it occupies once it runs, stacks and tables included, and code that runs in flash.
+    memory_bytes: Option<u64>,
     #[serde(flatten)]
     count: Count,
 }
@@ -87,9 +89,11 @@ pub fn main(paths: &Paths, args: &TcbArgs) -> Result<()> {
         for (label, folder) in &closure {
             count.add(count_package(label, folder, &roots)?, folder.starts_with(&paths.root));
         }
-        let image = paths.target("aarch64").join(HYP_TARGET).join("release").join(format!("{name}.img"));
-        let image_bytes = fs::metadata(image).ok().map(|data| data.len());
-        binaries.push(Binary { name: (*name).into(), level: (*level).into(), image_bytes, count });
+        let elf = paths.target("aarch64").join(HYP_TARGET).join("release").join(name);
+        let image_bytes = fs::metadata(elf.with_extension("img")).ok().map(|data| data.len());
+        let memory_bytes = fs::read(&elf).ok().and_then(|bytes| memory(&bytes));
+        let (name, level) = ((*name).into(), (*level).into());
+        binaries.push(Binary { name, level, image_bytes, memory_bytes, count });
         all.extend(closure);
     }
     let mut union = Count::default();
@@ -100,14 +104,34 @@ pub fn main(paths: &Paths, args: &TcbArgs) -> Result<()> {
         println!("{}", serde_json::json!({"schema": 1, "binaries": binaries, "union": union}));
         return Ok(());
     }
-    for Binary { name, level, image_bytes, count } in &binaries {
-        let image = image_bytes.map_or("not built".to_owned(), |bytes| format!("{bytes} bytes"));
-        println!("{name} at {level}: {} first-party lines, image {image}", count.first_party_lines);
+    for Binary { name, level, image_bytes, memory_bytes, count } in &binaries {
+        let shown = |bytes: &Option<u64>| {
+            bytes.map_or("not built".to_owned(), |bytes| format!("{} KiB", bytes.div_ceil(1024)))
+        };
+        println!(
+            "{name} at {level}: {} first-party lines, image {}, memory {}",
+            count.first_party_lines,
+            shown(image_bytes),
+            shown(memory_bytes)
+        );
         count.print();
     }
     println!("all together, each package once: {} first-party lines", union.first_party_lines);
     union.print();
     Ok(())
+}
+
+/// Bytes of all loadable segments of an ELF file.
+fn memory(elf: &[u8]) -> Option<u64> {
+    let elf = elf::ElfBytes::<elf::endian::LittleEndian>::minimal_parse(elf).ok()?;
+    let segments = elf.segments()?;
+    Some(
+        segments
+            .iter()
+            .filter(|segment| segment.p_type == elf::abi::PT_LOAD)
+            .map(|segment| segment.p_memsz)
+            .sum(),
+    )
 }
 
 fn metadata(paths: &Paths) -> Result<Value> {

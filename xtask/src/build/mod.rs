@@ -18,6 +18,10 @@ use crate::paths::{Paths, write_whole};
 use crate::process;
 use crate::setup::Setup;
 use crate::setup::tfa::TfA;
+use crate::vm::BUNDLE_BASE;
+
+/// Where firmware loads the SPMC (`firmware/tf-a/spmc_manifest.dts`).
+const SPMC_BASE: u64 = 0x0e10_0000;
 
 /// The model that runs when none is named.
 pub const DEFAULT_MODEL: &str = "tests/models/demo.gguf";
@@ -37,8 +41,8 @@ pub enum Variant {
 pub struct Products {
     /// Flat hypervisor image.
     pub hypervisor: Option<PathBuf>,
-    /// Its ELF file, with symbols.
-    pub hypervisor_elf: Option<PathBuf>,
+    /// ELF files of what runs above the host, for a debugger, and where each is loaded.
+    pub symbols: Vec<(PathBuf, u64)>,
     /// Flash with firmware and SPMC. The hypervisor image above is the guard then.
     pub flash: Option<PathBuf>,
     /// Partition image.
@@ -110,7 +114,7 @@ pub fn hypervisor(paths: &Paths, setup: &Setup, variant: Variant) -> Result<Prod
         let package = hypervisor_package(variant);
         let elf = cargo::build(paths, &setup.toolchain, package)?.join(package.name);
         products.hypervisor = Some(flat(&elf)?);
-        products.hypervisor_elf = Some(elf);
+        products.symbols = vec![(elf, BUNDLE_BASE)];
     }
     Ok(products)
 }
@@ -138,11 +142,14 @@ pub fn secure(
     let dir = build(hypervisor_package(variant))?;
     let (guard, spmc) = (dir.join("guard"), dir.join("spmc"));
     let image = read(&flat(&spmc)?)?;
+    products.symbols = vec![(guard.clone(), BUNDLE_BASE), (spmc.clone(), SPMC_BASE)];
     let flash = match tfa {
         Some(tfa) => tfa.flash(&image)?,
         None => {
             let monitor = build(&cargo::MONITOR)?.join(cargo::MONITOR.name);
-            firmware::flash::pack(&read(&flat(&monitor)?)?, &[(BL32, &image)])?
+            let flash = firmware::flash::pack(&read(&flat(&monitor)?)?, &[(BL32, &image)])?;
+            products.symbols.push((monitor, 0));
+            flash
         }
     };
     let path = spmc.with_extension(format!("{}.flash", firmware.as_str()));
@@ -151,7 +158,6 @@ pub fn secure(
     }
     products.flash = Some(path);
     products.hypervisor = Some(flat(&guard)?);
-    products.hypervisor_elf = Some(guard);
     Ok(())
 }
 

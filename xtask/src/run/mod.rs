@@ -70,8 +70,8 @@ fn prepare_and_run(paths: &Paths, args: &RunArgs, gdb_port: Option<u16>, report:
         npu: build::npu(paths, &machine)?,
         reset_ends: !custom,
     };
-    if let (Some(port), Some(elf)) = (gdb_port, &products.hypervisor_elf) {
-        crate::gdb::print_command(elf, port);
+    if let Some(port) = gdb_port {
+        crate::gdb::print_command(&products.symbols, port);
     }
     eprintln!("run: booting {} ({} CPUs, {}), emulated", machine.name, machine.smp, machine.memory);
     // Before the machine's threads exist, which must not see Ctrl-C.
