@@ -54,8 +54,8 @@ pub fn take_secure_ram(ram: &'static SecureRam) -> Result<(), stage2::Error> {
 
 /// Root of a VMID's secure addresses.
 pub fn secure_root(vmid: u16) -> u64 {
-    let slot = Slot::all().find(|slot| slot.vmid() == vmid);
-    SECURE_RAM.get().map_or(0, |ram| ram.root(slot.map_or(SecureRam::NOBODY, Slot::index)))
+    let slot = vmid.checked_sub(HOST_VMID + 1).map_or(SecureRam::NOBODY, usize::from);
+    SECURE_RAM.get().map_or(0, |ram| ram.root(slot.min(SecureRam::NOBODY)))
 }
 
 /// Installs what boot found and built. Called once.

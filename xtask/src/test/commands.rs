@@ -16,9 +16,9 @@ use crate::process;
 /// The suite's name.
 pub const SUITE: &str = "commands";
 /// Rough cost for `--list`.
-pub const SECONDS: u32 = 190;
+pub const SECONDS: u32 = 240;
 /// How many of the tests boot a machine.
-pub const BOOTS: u32 = 10;
+pub const BOOTS: u32 = 12;
 
 type Test = fn(&Bench) -> Result<()>;
 
@@ -26,6 +26,7 @@ type Test = fn(&Bench) -> Result<()>;
 const TESTS: &[(&str, Test)] = &[
     ("the_readmes_prompt_is_answered", readme),
     ("every_cpu_model_answers_alike", cpu_models),
+    ("s_el2_runs_the_same_partition", s_el2),
     ("a_model_of_48_megabytes_answers_within_its_memory", model_of_48),
     ("bad_arguments_are_usage_errors", bad_arguments),
     ("a_machine_without_packages_is_a_set_up_error", set_up),
@@ -40,7 +41,11 @@ const TESTS: &[(&str, Test)] = &[
 ];
 
 /// Tests that run only with `--slow`, for they take long on a small machine.
-const SLOW_TESTS: &[(&str, Test)] = &[("a_model_of_200_megabytes_answers_within_its_memory", model_of_200)];
+const SLOW_TESTS: &[(&str, Test)] = &[
+    ("a_model_of_200_megabytes_answers_within_its_memory", model_of_200),
+    ("a_model_of_200_megabytes_answers_at_s_el2", model_of_200_at_s_el2),
+    ("both_firmwares_answer_alike", firmwares),
+];
 
 fn tests(slow: bool) -> impl Iterator<Item = &'static (&'static str, Test)> {
     TESTS.iter().chain(if slow { SLOW_TESTS } else { &[] })
@@ -171,13 +176,41 @@ fn cpu_models(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
+/// The same image with the same measurement, the same answer, the NPU at work: in the secure world.
+fn s_el2(bench: &Bench) -> Result<()> {
+    let expected = answered(bench, &["--prompt", PROMPT])?;
+    answers_at_s_el2(bench, &expected, &[])
+}
+
+/// Above either firmware, on either CPU model.
+fn firmwares(bench: &Bench) -> Result<()> {
+    let expected = answered(bench, &["--prompt", PROMPT])?;
+    for firmware in ["own", "tf-a"] {
+        for cpu in ["max", "cortex-a710"] {
+            answers_at_s_el2(bench, &expected, &["--firmware", firmware, "--cpu", cpu])
+                .with_context(|| format!("{cpu} above {firmware}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn answers_at_s_el2(bench: &Bench, expected: &Value, more: &[&str]) -> Result<()> {
+    let report = answered(bench, &[&["--deployment", "s-el2", "--prompt", PROMPT], more].concat())?;
+    for key in ["answer", "measurement", "pages_given", "npu_jobs"] {
+        ensure!(report[key] == expected[key], "{key}: {} instead of {}", report[key], expected[key]);
+    }
+    ensure!(report["answer"] == ANSWER && report["npu_jobs"].as_u64() > Some(0), "{report}");
+    ensure!(report["pages_recalled"] == report["pages_given"], "not every page came back: {report}");
+    Ok(())
+}
+
 /// What a partition may take beyond its model file, with a context of 256 tokens: image, model tables, keys and values,
 /// activations, and what is spare.
 const LARGE_MODEL_OVERHEAD: u64 = 24 << 20;
 
 /// A Q4_K model of random weights: the partition says what the engine on this machine says, within a stated memory. The host
 /// has a gigabyte in all.
-fn large_model(bench: &Bench, megabytes: u64) -> Result<()> {
+fn large_model(bench: &Bench, megabytes: u64, deployment: &str) -> Result<()> {
     let engine = |args: &[&str], model: &Path| -> Result<Output> {
         let mut command = process::command("cargo");
         command.current_dir(&bench.root).args([
@@ -202,7 +235,18 @@ fn large_model(bench: &Bench, megabytes: u64) -> Result<()> {
     let expected = String::from_utf8(native.stdout).context("the engine's answer")?;
 
     let path = model.to_string_lossy();
-    let args = ["--model", &path, "--prompt", "hello", "--max-tokens", "8", "--mem", "1G"];
+    let args = [
+        "--model",
+        &path,
+        "--prompt",
+        "hello",
+        "--max-tokens",
+        "8",
+        "--mem",
+        "1G",
+        "--deployment",
+        deployment,
+    ];
     let report =
         answered(bench, &[&args[..], &["--ctx-size", context[0], "--cache-type", context[1]]].concat());
     // It is large, and made again in no time.
@@ -223,11 +267,15 @@ fn large_model(bench: &Bench, megabytes: u64) -> Result<()> {
 }
 
 fn model_of_48(bench: &Bench) -> Result<()> {
-    large_model(bench, 48)
+    large_model(bench, 48, "el2")
 }
 
 fn model_of_200(bench: &Bench) -> Result<()> {
-    large_model(bench, 200)
+    large_model(bench, 200, "el2")
+}
+
+fn model_of_200_at_s_el2(bench: &Bench) -> Result<()> {
+    large_model(bench, 200, "s-el2")
 }
 
 fn bad_arguments(bench: &Bench) -> Result<()> {
