@@ -17,9 +17,9 @@ use hyp_abi::manifest::kind;
 use hyp_abi::service::{crash, op, run_exit};
 use stage2::{FlexMem, Ipa, Party, Slot};
 
-/// How often in a row a vCPU may repeat an access that its stage 2 allows by now. At S-EL1 it may never succeed: by an address of
-/// the wrong space. HPFAR_EL2.NS would say so, but emulation (QEMU 10.0) has it the wrong way round.
-const PATIENCE: u8 = 100;
+/// How often a vCPU may abort at an address where its stage 2 allows the access, and has not changed since. At S-EL1 the access may
+/// be by an address of the wrong space. HPFAR_EL2.NS would say so, but emulation (QEMU 10.0) has it the wrong way round.
+const PATIENCE: u8 = 3;
 
 /// What an exit leads to.
 enum Step {
@@ -176,7 +176,6 @@ impl Partition {
 impl<P: Platform> Call<'_, P> {
     fn step(&mut self, exit: Exit, guest: &mut [u64; 18]) -> Step {
         let target = ffa::run_target(self.partition, self.vcpu);
-        let repeats = self.partition.count_repeats(self.vcpu, exit);
         match exit {
             Exit::Call => self.call(guest),
             Exit::Interrupt => {
@@ -192,7 +191,7 @@ impl<P: Platform> Call<'_, P> {
             Exit::WaitForInterrupt { deadline } => self.wait_until(deadline),
             Exit::Abort { ipa, fetch: false, .. } if self.is_npu_register(ipa) => Step::NoDevice,
             // The page is there by now: a break-before-make window of a give.
-            Exit::Abort { ipa, write, fetch } if repeats < PATIENCE && self.allows(ipa, write, fetch) => {
+            Exit::Abort { ipa, write, fetch } if self.allows(ipa, write, fetch) && self.is_news(ipa) => {
                 Step::Resume
             }
             Exit::Abort { ipa, .. } => Step::End(End::Crashed([crash::ABORT, ipa, 0])),
@@ -246,6 +245,11 @@ impl<P: Platform> Call<'_, P> {
     fn is_npu_register(&self, ipa: u64) -> bool {
         let party = Party::Partition(self.partition.slot);
         self.memory.window().is_some_and(|window| window.holds(party, ipa))
+    }
+
+    /// Whether an abort that should not be may still have a reason.
+    fn is_news(&mut self, ipa: u64) -> bool {
+        self.partition.count_repeats(self.vcpu, ipa, self.memory.counters().tlbi_count) < PATIENCE
     }
 
     /// Whether the partition's stage 2 allows an access now.

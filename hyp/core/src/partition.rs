@@ -2,7 +2,7 @@
 
 use crate::message::{Endpoint, Messages};
 use crate::notification::Notifications;
-use crate::{Exit, Platform, ffa, interrupt, manifest, service};
+use crate::{Platform, ffa, interrupt, manifest, service};
 use hyp_abi::PAGE_SIZE;
 use hyp_abi::ffa::PARTITION_ID_BASE;
 use hyp_abi::manifest::{MAX_REGIONS, MEASURE_LABEL, Manifest};
@@ -88,8 +88,8 @@ pub(crate) struct Partition {
     /// Pages given now, by region.
     pub(crate) given: [u64; MAX_REGIONS],
     pub(crate) vcpus: [Vcpu; MAX_VCPUS],
-    /// Why each vCPU last came out, and how often in a row.
-    exits: [(Exit, u8); MAX_VCPUS],
+    /// Where each vCPU last aborted and was let repeat it, after how many changes of stage 2, and how often.
+    aborts: [((u64, u64), u8); MAX_VCPUS],
     /// Virtual interrupts that each vCPU is owed, a bit per number of [`crate::interrupt`].
     pub(crate) pending: [u32; MAX_VCPUS],
     pub(crate) version: ffa::Negotiation,
@@ -118,7 +118,7 @@ impl Partition {
             manifest,
             given: [0; MAX_REGIONS],
             vcpus: [Vcpu::Off; MAX_VCPUS],
-            exits: [(Exit::Kick, 0); MAX_VCPUS],
+            aborts: [((0, 0), 0); MAX_VCPUS],
             pending: [0; MAX_VCPUS],
             version: ffa::Negotiation::new(),
             messages: Messages::NONE,
@@ -162,11 +162,11 @@ impl Partition {
         }
     }
 
-    /// How often in a row a vCPU came out for the very same.
-    pub(crate) fn count_repeats(&mut self, vcpu: usize, exit: Exit) -> u8 {
-        let Some((last, count)) = self.exits.get_mut(vcpu) else { return 0 };
-        *count = if *last == exit { count.saturating_add(1) } else { 0 };
-        *last = exit;
+    /// How often a vCPU aborted at `ipa` again, though no stage 2 has changed since (`changes` counts).
+    pub(crate) fn count_repeats(&mut self, vcpu: usize, ipa: u64, changes: u64) -> u8 {
+        let Some((last, count)) = self.aborts.get_mut(vcpu) else { return 0 };
+        *count = if *last == (ipa, changes) { count.saturating_add(1) } else { 0 };
+        *last = (ipa, changes);
         *count
     }
 

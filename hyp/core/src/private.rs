@@ -49,12 +49,15 @@ impl Hypervisor {
                 let range = [PageRange::new(free, 1)?];
                 secure.host_give_partition(platform, slot, &range, at, given.access, Fill::Keep)
             };
-            if copy().is_err() {
-                memory.host_recall_partition(platform, slot, Ipa(ipa), page_count)?;
+            if let Err(error) = copy() {
                 if page > 0 {
                     secure.host_recall_partition(platform, slot, Ipa(ipa), page)?;
                 }
-                return Err(Refusal { code: DENIED, value: at.0 });
+                memory.host_recall_partition(platform, slot, Ipa(ipa), page_count)?;
+                return Err(match error {
+                    Error::TooMany | Error::NoTables { .. } => Refusal { code: DENIED, value: at.0 },
+                    error => error.into(),
+                });
             }
         }
         Ok(())

@@ -332,7 +332,7 @@ impl Hypervisor {
         let remaining = match self.destroy_private(platform, slot)? {
             0 => self.memory.partition_destroy(platform, slot, STEP_PAGES)?,
             // Behind each is a page that was given.
-            _ => self.memory.partition_page_count(slot),
+            _ => self.memory.partition_page_count(slot).max(1),
         };
         self.forget_transactions(slot);
         if remaining == 0

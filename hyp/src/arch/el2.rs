@@ -102,10 +102,15 @@ pub fn stage2(root: u64, vmid: u16) -> u64 {
     root | u64::from(vmid) << 48
 }
 
-/// Sets VTTBR_EL2, and what takes its place for secure addresses.
+/// Sets VTTBR_EL2, and what takes its place for secure addresses, which maps nothing while the VMID changes.
 pub fn set_stage2(vttbr: u64) {
+    if secure() {
+        msr!(register!(vsttbr_el2), world::secure_root(stage2::HOST_VMID));
+        isb();
+    }
     msr!("vttbr_el2", vttbr);
     if secure() {
+        isb();
         msr!(register!(vsttbr_el2), world::secure_root((vttbr >> 48) as u16));
     }
 }

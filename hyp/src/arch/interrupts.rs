@@ -134,7 +134,7 @@ impl Interrupts {
     /// sleeps through what its siblings send it where it has no virtual interface: at S-EL1 in QEMU (10.0).
     pub fn wakes(&mut self) -> bool {
         let pending = self.lists.iter().filter(|lr| **lr & LR_STATE == LR_PENDING);
-        let all = pending.fold(0, |all, lr| all | 1u32 << (lr & 31));
+        let all = pending.fold(self.waiting, |all, lr| all | 1u32 << (lr & 31));
         let news = all & !self.told & !(1 << VIRTUAL_TIMER);
         self.told |= news;
         self.signalled() || news != 0
