@@ -363,9 +363,8 @@ pub(crate) mod tests {
     #[test]
     fn huge_segments_allocate_nothing() {
         let mut manifest = manifest();
-        manifest.regions[4].kind = kind::IMAGE;
-        manifest.regions[4].page_count = 1 << 26;
-        let file = elf(manifest.as_bytes(), &[(layout::MODEL, 1 << 37, &[])]);
+        (manifest.regions[1].ipa, manifest.regions[1].page_count) = (1 << 30, 1 << 18);
+        let file = elf(manifest.as_bytes(), &[(1 << 30, 1 << 30, &[])]);
         assert!(refusal(&file).contains("256 MiB"));
     }
 
@@ -389,6 +388,8 @@ pub(crate) mod tests {
         assert!(with(&|m| m.regions[2].page_count = 0).contains("empty"));
         assert!(with(&|m| m.regions[2].page_count = u64::MAX).contains("beyond 40 bits"));
         assert!(with(&|m| m.regions[2].ipa += 1).contains("unaligned"));
+        assert!(with(&|m| m.regions[1].ipa = manifest::PRIVATE_END - PAGE_SIZE).contains("wrong side"));
+        assert!(with(&|m| m.regions[2].ipa = 1 << 30).contains("wrong side"));
         assert!(with(&|m| m.regions[2].ipa = layout::VIRTIO).contains("overlaps"));
         assert!(with(&|m| m.entry = layout::HEAP).contains("entry"));
         assert!(refusal(&elf(&[0; 431], &[])).contains("431 bytes"));

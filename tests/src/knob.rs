@@ -134,12 +134,11 @@ mod tests {
             let found = match number {
                 0..0x40 => stage2.contains(&format!("    {} = {number},\n", knob.name())),
                 _ => core.contains(
-                    &format!("pub const {}: u64 = {number:#04X};\n", constant_name(knob.name()))
-                        .replace("0X", "0x"),
+                    &format!("    {} = {number:#04X},\n", constant_name(knob.name())).replace("0X", "0x"),
                 ),
             };
             assert!(found, "{}", knob.name());
         }
-        assert!(core.contains("pub const PANIC: u64 = 0xFF;"));
+        assert!(core.contains("    PANIC = 0xFF,\n"));
     }
 }
